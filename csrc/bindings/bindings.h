@@ -1,0 +1,32 @@
+// One bind_<operation> per file of this folder, called by cpu.cpp.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "ssd/simd_level.h"
+
+namespace ssd::bindings {
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// The level asked for ("" is the best one), refused where this processor lacks it.
+inline cpu::SimdLevel simd_level(const std::string& name) {
+  const cpu::SimdLevel best = cpu::best_simd_level();
+  if (name.empty()) return best;
+  cpu::SimdLevel level;
+  if (!cpu::parse_simd_level(name.c_str(), &level))
+    throw std::invalid_argument("SSD_SIMD=" + name + ": allowed are generic, avx2, avx512, avx512bf16");
+  if (static_cast<int>(level) > static_cast<int>(best))
+    throw std::invalid_argument("SSD_SIMD=" + name + ": this processor's best level is " +
+                                cpu::simd_level_name(best));
+  return level;
+}
+
+}  // namespace ssd::bindings

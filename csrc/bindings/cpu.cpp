@@ -1,0 +1,19 @@
+// Python module ssd_kernels._cpu: the native CPU core over raw pointers.
+#include <pybind11/pybind11.h>
+
+#include "bindings.h"
+#include "ssd/simd_level.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "Native CPU kernels over raw pointers";
+  m.def(
+      "best_simd_level", [] { return ssd::cpu::simd_level_name(ssd::cpu::best_simd_level()); },
+      "The best instruction-set level of this processor.");
+#ifdef SSD_OPENMP
+  m.attr("openmp") = true;
+#else
+  m.attr("openmp") = false;
+#endif
+}

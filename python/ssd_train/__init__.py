@@ -1,0 +1,1 @@
+"""SDMLP and SSD training."""

@@ -1,0 +1,53 @@
+"""Drives CMake for the native modules; everything else is in pyproject.toml.
+
+SSD_CUDA=0|1 forces the CUDA module off or on; unset, it is built when nvcc is found. The list of sources is CMakeLists.txt.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+class CMakeBuild(build_ext):
+    """Builds every native module with one CMake run, and installs each as a binary inside `ssd_kernels`."""
+
+    def run(self) -> None:
+        import pybind11
+
+        cuda = os.environ.get("SSD_CUDA", "auto")
+        if cuda not in ("0", "1", "auto"):
+            raise SystemExit(f"SSD_CUDA={cuda!r}: allowed are 0, 1 or unset")
+        build = Path(self.build_temp).resolve() / "cmake"
+        package = ROOT / "ssd_kernels" if self.inplace else Path(self.build_lib).resolve() / "ssd_kernels"
+        build.mkdir(parents=True, exist_ok=True)
+        package.mkdir(parents=True, exist_ok=True)
+        configure = [
+            "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
+            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DSSD_CUDA={cuda}",
+            f"-DSSD_MODULE_DIR={package}",
+        ]  # fmt: skip
+        subprocess.run(configure, check=True)
+        subprocess.run(["cmake", "--build", str(build), "--target", "install"], check=True)
+
+    def get_outputs(self) -> list[str]:
+        return []
+
+
+setup(
+    packages=[*find_packages(include=["ssd_kernels", "ssd_kernels.*"]),
+              *find_packages("python", include=["ssd_train", "ssd_train.*"])],
+    package_dir={"": ".", "ssd_train": "python/ssd_train"},
+    package_data={"ssd_kernels": ["README.md", "*/README.md"], "ssd_train": ["recipes/*.yaml", "*.md"]},
+    ext_modules=[Extension("ssd_kernels._cpu", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+    zip_safe=False,
+)  # fmt: skip

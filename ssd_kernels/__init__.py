@@ -1,0 +1,1 @@
+"""Exact, fast Top-K sparse layers. (being built)"""

@@ -1,0 +1,67 @@
+"""Which implementation runs. A name is an implementation and never changes semantics."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+
+from . import _native
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+
+# What exists today: the operations that each compiled backend implements.
+CPU_OPERATIONS: frozenset[str] = frozenset({"topk_linear"})
+TRITON_OPERATIONS: frozenset[str] = frozenset()
+CUDA_OPERATIONS: frozenset[str] = frozenset()
+
+
+def missing_reason(backend: str, op: str, device: torch.device) -> str:
+    """Why `backend` cannot run `op` on `device`; empty when it can."""
+    match backend:
+        case "reference":
+            return ""
+        case "cpu":
+            module, reason = _native.cpu_module()
+            if device.type != "cpu":
+                return f"it takes CPU tensors, these are on {device}"
+            if module is None:
+                return f"the native CPU module is not loaded ({reason})"
+            return "" if op in CPU_OPERATIONS else f"it has no kernel for {op} yet"
+        case "triton":
+            if op not in TRITON_OPERATIONS:
+                return f"it has no kernel for {op} yet"
+            if importlib.util.find_spec("triton") is None:
+                return "triton is not installed"
+            if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+                return "without a GPU it runs only under TRITON_INTERPRET=1"
+            return ""
+        case "cuda":
+            if op not in CUDA_OPERATIONS:
+                return f"it has no kernel for {op} yet"
+            if device.type != "cuda":
+                return f"it takes CUDA tensors, these are on {device}"
+            module, reason = _native.cuda_module()
+            return "" if module is not None else reason
+        case _:
+            allowed = ", ".join(("auto", *BACKENDS))
+            return f"there is no such backend (allowed: {allowed})"
+
+
+def resolve(backend: str, op: str, device: torch.device) -> str:
+    """The backend that runs `op` on `device`: the one named, or for "auto" the fastest one present.
+
+    An explicit choice, by argument or by SSD_BACKEND, never falls back.
+
+    Raises:
+        ValueError: the named backend cannot run it; says why.
+    """
+    if backend == "auto":
+        backend = os.environ.get("SSD_BACKEND", "auto")
+    if backend == "auto":
+        order = ("cuda", "triton", "cpu") if device.type == "cuda" else ("cpu",)
+        return next((name for name in order if not missing_reason(name, op, device)), "reference")
+    if reason := missing_reason(backend, op, device):
+        raise ValueError(f"backend={backend!r} cannot run {op}: {reason}")
+    return backend
