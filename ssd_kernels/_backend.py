@@ -12,7 +12,7 @@ from . import _native
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 # What exists today: the operations that each compiled backend implements.
-CPU_OPERATIONS: frozenset[str] = frozenset({"topk_linear"})
+CPU_OPERATIONS: frozenset[str] = frozenset()
 TRITON_OPERATIONS: frozenset[str] = frozenset()
 CUDA_OPERATIONS: frozenset[str] = frozenset()
 
@@ -49,6 +49,7 @@ def missing_reason(backend: str, op: str, device: torch.device) -> str:
             return f"there is no such backend (allowed: {allowed})"
 
 
+@torch.compiler.assume_constant_result  # torch.compile runs it instead of tracing it
 def resolve(backend: str, op: str, device: torch.device) -> str:
     """The backend that runs `op` on `device`: the one named, or for "auto" the fastest one present.
 

@@ -1,0 +1,19 @@
+"""Autocast as torch.nn.Linear has it: operations call this on their inputs before they check them."""
+
+from __future__ import annotations
+
+import torch
+
+
+def cast(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """The floating-point tensors in the autocast dtype where autocast is on for the first one's device.
+
+    fp64 tensors stay as they are, as torch's own autocast leaves them.
+    """
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors
+    )

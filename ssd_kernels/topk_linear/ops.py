@@ -1,0 +1,190 @@
+"""Registration of topk_linear with torch: schema, fake, autograd. The kernels know nothing of torch.
+
+Autocast is applied by api.py, because its dtype is a setting of the caller and not a constant.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import reference
+
+_FWD = (
+    "(Tensor x, Tensor weight, Tensor? bias, int k, str activation, str normalize, bool inhibition, "
+    "bool sparse_grad, str backend) -> (Tensor values, Tensor indices, Tensor threshold)"
+)
+_BWD_ARGUMENTS = (
+    "Tensor grad_values, Tensor x, Tensor weight, Tensor values, Tensor indices, str activation, str normalize, "
+    "bool inhibition, bool need_x, bool need_weight, bool need_bias, str backend"
+)
+_BWD = f"({_BWD_ARGUMENTS}) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)"
+_BWD_ROWS = f"({_BWD_ARGUMENTS}) -> (Tensor grad_x, Tensor rows, Tensor grad_rows, Tensor grad_bias)"
+
+torch.library.define("ssd_kernels::topk_linear_fwd", _FWD)
+torch.library.define("ssd_kernels::topk_linear_bwd", _BWD)
+torch.library.define("ssd_kernels::topk_linear_bwd_rows", _BWD_ROWS)
+
+
+@torch.library.impl("ssd_kernels::topk_linear_fwd", "default")
+def _fwd(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    k: int,
+    activation: str,
+    normalize: str,
+    inhibition: bool,
+    sparse_grad: bool,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    match backend:
+        case "reference":
+            return reference.forward(x, weight, bias, k, activation, normalize, inhibition)
+        case _:
+            raise ValueError(f"topk_linear: backend={backend!r} is not resolved")
+
+
+@torch.library.register_fake("ssd_kernels::topk_linear_fwd")
+def _fwd_fake(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    k: int,
+    activation: str,
+    normalize: str,
+    inhibition: bool,
+    sparse_grad: bool,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    lead = x.shape[:-1]
+    return x.new_empty(*lead, k), x.new_empty(*lead, k, dtype=torch.int32), x.new_empty(lead)
+
+
+@torch.library.impl("ssd_kernels::topk_linear_bwd", "default")
+def _bwd(
+    grad_values: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    values: torch.Tensor,
+    indices: torch.Tensor,
+    activation: str,
+    normalize: str,
+    inhibition: bool,
+    need_x: bool,
+    need_weight: bool,
+    need_bias: bool,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    match backend:
+        case "reference":
+            grads = reference.backward(grad_values, x, weight, values, indices, activation, normalize, inhibition)
+            needed = (need_x, need_weight, need_bias)
+            return tuple(grad if need else grad.new_empty(0) for grad, need in zip(grads, needed))
+        case _:
+            raise ValueError(f"topk_linear: backend={backend!r} is not resolved")
+
+
+@torch.library.register_fake("ssd_kernels::topk_linear_bwd")
+def _bwd_fake(
+    grad_values: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    values: torch.Tensor,
+    indices: torch.Tensor,
+    activation: str,
+    normalize: str,
+    inhibition: bool,
+    need_x: bool,
+    need_weight: bool,
+    need_bias: bool,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return (
+        x.new_empty(x.shape if need_x else (0,)),
+        weight.new_empty(weight.shape if need_weight else (0,)),
+        weight.new_empty(weight.shape[:1] if need_bias else (0,)),
+    )
+
+
+@torch.library.impl("ssd_kernels::topk_linear_bwd_rows", "default")
+def _bwd_rows(
+    grad_values: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    values: torch.Tensor,
+    indices: torch.Tensor,
+    activation: str,
+    normalize: str,
+    inhibition: bool,
+    need_x: bool,
+    need_weight: bool,
+    need_bias: bool,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    match backend:
+        case "reference":
+            grad_x, rows, grad_rows, grad_bias = reference.backward_rows(
+                grad_values, x, weight, values, indices, activation, normalize, inhibition
+            )
+            return (
+                grad_x if need_x else grad_x.new_empty(0),
+                rows,
+                grad_rows,
+                grad_bias if need_bias else grad_bias.new_empty(0),
+            )
+        case _:
+            raise ValueError(f"topk_linear: backend={backend!r} is not resolved")
+
+
+@torch.library.register_fake("ssd_kernels::topk_linear_bwd_rows")
+def _bwd_rows_fake(*_: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    raise RuntimeError(
+        "topk_linear: sparse_grad=True has a data-dependent shape and does not work under torch.compile or "
+        "torch.export; use sparse_grad=False there"
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    x, weight, bias, _, ctx.activation, ctx.normalize, ctx.inhibition, ctx.sparse_grad, ctx.backend = inputs
+    values, indices, threshold = output
+    ctx.has_bias = bias is not None
+    ctx.mark_non_differentiable(indices, threshold)
+    ctx.save_for_backward(x, weight, values, indices)
+
+
+def _backward(ctx: Any, grad_values: torch.Tensor, _grad_indices: Any, _grad_threshold: Any) -> tuple:
+    x, weight, values, indices = ctx.saved_tensors
+    need_x, need_weight = ctx.needs_input_grad[:2]
+    need_bias = ctx.has_bias and ctx.needs_input_grad[2]
+    arguments = (
+        grad_values, x, weight, values, indices, ctx.activation, ctx.normalize, ctx.inhibition,
+        need_x, need_weight, need_bias, ctx.backend,
+    )  # fmt: skip
+    if ctx.sparse_grad and need_weight:
+        grad_x, rows, grad_rows, grad_bias = torch.ops.ssd_kernels.topk_linear_bwd_rows(*arguments)
+        grad_weight = torch.sparse_coo_tensor(
+            rows[None], grad_rows, weight.shape, is_coalesced=True, check_invariants=False
+        )
+    else:
+        grad_x, grad_weight, grad_bias = torch.ops.ssd_kernels.topk_linear_bwd(*arguments)
+    return (
+        grad_x if need_x else None,
+        grad_weight if need_weight else None,
+        grad_bias if need_bias else None,
+        *(None,) * 6,
+    )
+
+
+def _no_double_backward(ctx: Any, *_: Any) -> tuple:
+    raise RuntimeError("topk_linear: double backward is not implemented")
+
+
+def _save_nothing(ctx: Any, inputs: tuple, output: tuple) -> None:
+    pass
+
+
+torch.library.register_autograd("ssd_kernels::topk_linear_fwd", _backward, setup_context=_setup_context)
+torch.library.register_autograd("ssd_kernels::topk_linear_bwd", _no_double_backward, setup_context=_save_nothing)
+torch.library.register_autograd("ssd_kernels::topk_linear_bwd_rows", _no_double_backward, setup_context=_save_nothing)
