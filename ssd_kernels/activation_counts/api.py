@@ -1,0 +1,72 @@
+"""The public functions activation_counts and top_n: validation and choice of backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._backend import resolve
+from .._types import Rows, TopK
+from . import ops  # noqa: F401  registers the operations
+
+
+def activation_counts(activations: Tensor | TopK | Rows, neurons: int, *, backend: str = "auto") -> Tensor:
+    """How often each neuron is active: n_j = number of samples with h_j > 0 (algorithm.md, section 5).
+
+    Args:
+        activations: (..., R) float, or TopK, or Rows; entries that are 0, negative or NaN do not count.
+        neurons: R.
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
+
+    Returns:
+        (R,) int64.
+
+    Raises:
+        ValueError: a shape, dtype or backend that is not allowed.
+        IndexError: an index outside [0, R) (checked on CPUs).
+
+    Example:
+        >>> activation_counts(torch.tensor([[0.0, 2.0], [1.0, 3.0]]), 2)
+        tensor([1, 2])
+    """
+    values, indices = (
+        (activations, None) if isinstance(activations, Tensor) else (activations.values, activations.indices)
+    )
+    if neurons < 1:
+        raise ValueError(f"neurons must be at least 1, got {neurons}")
+    if not values.is_floating_point() or values.dim() < 1:
+        raise ValueError(f"activations must be floating point, got {values.dtype} {tuple(values.shape)}")
+    if indices is None and values.shape[-1] != neurons:
+        raise ValueError(f"activations must be (..., R) with R = {neurons}, got {tuple(values.shape)}")
+    if indices is not None and (indices.dtype != torch.int32 or indices.shape != values.shape):
+        raise ValueError(f"indices must be int32 {tuple(values.shape)}, got {indices.dtype} {tuple(indices.shape)}")
+    backend = resolve(backend, "activation_counts", values.device)
+    values = values.detach()
+    if indices is None:
+        return torch.ops.ssd_kernels.activation_counts(values.reshape(-1, neurons), None, neurons, backend)
+    return torch.ops.ssd_kernels.activation_counts(values.reshape(-1), indices.reshape(-1), neurons, backend)
+
+
+def top_n(counts: Tensor, n: int, *, backend: str = "auto") -> Tensor:
+    """The n most frequent neurons: largest count first, among equal counts the lowest index first.
+
+    Args:
+        counts: (R,) int64.
+        n: from 0 to R.
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
+
+    Returns:
+        (n,) int64, the set J of selective subnetwork distillation.
+
+    Raises:
+        ValueError: a shape, dtype, n or backend that is not allowed.
+
+    Example:
+        >>> top_n(torch.tensor([3, 7, 3, 0]), 3)
+        tensor([1, 0, 2])
+    """
+    if counts.dim() != 1 or counts.dtype != torch.int64:
+        raise ValueError(f"counts must be int64 (R,), got {counts.dtype} {tuple(counts.shape)}")
+    if n < 0 or n > counts.shape[0]:
+        raise ValueError(f"n must be from 0 to R = {counts.shape[0]}, got {n}")
+    return torch.ops.ssd_kernels.top_n(counts, n, resolve(backend, "activation_counts", counts.device))

@@ -1,0 +1,32 @@
+"""torch.library registration of activation_counts and top_n: schemas and fakes. Neither has a derivative."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._library import register
+from ..sparse_linear.ops import _check_indices
+from . import reference
+
+
+def _counts(values: Tensor, indices: Tensor | None, neurons: int, backend: str) -> Tensor:
+    if indices is not None:
+        _check_indices(indices, neurons)
+    return reference.activation_counts(values, indices, neurons)
+
+
+def _counts_fake(values, indices, neurons, backend):
+    return values.new_empty(neurons, dtype=torch.int64)
+
+
+def _top_n(counts: Tensor, n: int, backend: str) -> Tensor:
+    return reference.top_n(counts, n).clone()
+
+
+def _top_n_fake(counts, n, backend):
+    return counts.new_empty(n)
+
+
+register("activation_counts(Tensor values, Tensor? indices, int neurons, str backend) -> Tensor", _counts, _counts_fake)
+register("top_n(Tensor counts, int n, str backend) -> Tensor", _top_n, _top_n_fake)

@@ -1,0 +1,171 @@
+"""The public function distill_loss: validation and choice of backend."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._backend import resolve
+from .._types import Rows, TopK
+from . import ops  # noqa: F401  registers the operations
+
+Hidden = Tensor | TopK | Rows
+
+
+class DistillLoss(NamedTuple):
+    """The loss and its parts, each a differentiable scalar.
+
+    Attributes:
+        loss: alpha ce + (1 - alpha) (lam kd_hidden + (1 - lam) kd_logits); ce alone without a teacher.
+        ce: the cross-entropy.
+        kd_hidden: the distillation of the selected units, summed over hidden layers; 0 without a teacher.
+        kd_logits: the distillation of the logits; 0 without a teacher.
+    """
+
+    loss: Tensor
+    ce: Tensor
+    kd_hidden: Tensor
+    kd_logits: Tensor
+
+
+def distill_loss(
+    logits: Tensor,
+    labels: Tensor,
+    hidden: Hidden | tuple[Hidden, ...] | None = None,
+    teacher_logits: Tensor | None = None,
+    teacher_hidden: Hidden | tuple[Hidden, ...] | None = None,
+    *,
+    units: Tensor | tuple[Tensor, ...] | None = None,
+    alpha: float = 0.7,
+    lam: float = 0.1,
+    temperature: float = 8.0,
+    kl: Literal["forward", "reverse"] = "forward",
+    old_classes: Tensor | None = None,
+    backend: str = "auto",
+) -> DistillLoss:
+    """The SSD loss: alpha CE + (1 - alpha) [lam KD_hidden + (1 - lam) KD_logits] (algorithm.md, section 5).
+
+    KD is T^2 KL(softmax(q/T) || softmax(z/T)), the mean over the batch, z student and q teacher (kl="forward", the
+    paper's Eq. 9; "reverse" swaps them, Eq. 2-3). KD_hidden is over the selected units h[J] of each hidden layer, in
+    float64: for |z| << T it is near 1e-9 to 1e-6, below what a float32 log-softmax resolves. For sparse activations
+    it costs the active entries only. Without teacher_logits the loss is plain CE; without teacher_hidden KD_hidden
+    is 0. The teacher receives no gradient. An empty batch has loss 0.
+
+    Args:
+        logits: (B, C) float.
+        labels: (B,) int64 in [0, C).
+        hidden: the student's activations: (B, R) float, TopK or Rows, or a tuple with one per hidden layer. Entries
+            of TopK and Rows receive their exact gradient; absent ones have none to receive.
+        teacher_logits: (B, C) float.
+        teacher_hidden: the teacher's activations, in the form of `hidden` (a layer may differ in kind).
+        units: (n,) int64, the selected neurons J, distinct; one per hidden layer where `hidden` is a tuple.
+        alpha: weight of CE.
+        lam: weight of KD_hidden within the distillation.
+        temperature: T.
+        kl: "forward" or "reverse".
+        old_classes: (n_old,) int64, distinct; KD_logits is over these classes only.
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
+
+    Returns:
+        DistillLoss(loss, ce, kd_hidden, kd_logits), scalars of float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: a shape, dtype, option or backend that is not allowed; a label, unit or class out of range, or
+            given twice (checked on CPUs).
+
+    Example:
+        >>> distill_loss(torch.zeros(2, 4), torch.tensor([0, 3])).loss
+        tensor(1.3863)
+    """
+    _check(logits, labels, teacher_logits, temperature, kl, old_classes)
+    reverse = kl == "reverse"
+    backend = resolve(backend, "distill", logits.device)
+    ce, kd_logits, _, _ = torch.ops.ssd_kernels.distill_logits(
+        logits, labels, _detached(teacher_logits), old_classes, temperature, reverse, backend
+    )
+    kd_hidden = torch.zeros_like(ce)
+    if teacher_logits is None:
+        return DistillLoss(ce, ce, kd_hidden, kd_logits)
+    for student, teacher, layer_units in _layers(hidden, teacher_hidden, units, logits.shape[0]):
+        kd, _ = torch.ops.ssd_kernels.distill_hidden(
+            *_parts(student), *(_detached(part) for part in _parts(teacher)), layer_units, temperature, reverse, backend
+        )
+        kd_hidden = kd_hidden + kd
+    loss = alpha * ce + (1 - alpha) * (lam * kd_hidden + (1 - lam) * kd_logits)
+    return DistillLoss(loss, ce, kd_hidden, kd_logits)
+
+
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
+
+
+def _parts(hidden: Hidden) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Values, indices (None for dense) and offsets (None for dense and TopK)."""
+    if isinstance(hidden, Rows):
+        return hidden.values, hidden.indices, hidden.offsets
+    if isinstance(hidden, TopK):
+        return hidden.values, hidden.indices, None
+    return hidden, None, None
+
+
+def _layers(hidden, teacher_hidden, units, batch: int) -> list[tuple[Hidden, Hidden, Tensor]]:
+    """One (student, teacher, units) per hidden layer."""
+    if teacher_hidden is None:
+        return []
+
+    def listed(value) -> list:
+        several = isinstance(value, tuple | list) and not isinstance(value, TopK | Rows)
+        return list(value) if several else [value]
+
+    layers = list(map(listed, (hidden, teacher_hidden, units)))
+    if len({len(each) for each in layers}) != 1:
+        counts = ", ".join(str(len(each)) for each in layers)
+        raise ValueError(f"hidden, teacher_hidden and units must have one entry per hidden layer, got {counts}")
+    for student, teacher, selected in zip(*layers):
+        for name, value in (("hidden", student), ("teacher_hidden", teacher)):
+            _check_hidden(name, value, batch)
+        if not isinstance(selected, Tensor) or selected.dim() != 1 or selected.dtype != torch.int64:
+            given = f"{selected.dtype} {tuple(selected.shape)}" if isinstance(selected, Tensor) else repr(selected)
+            raise ValueError(f"units must be int64 (n,), got {given}")
+        if selected.shape[0] < 1:
+            raise ValueError("units must name at least one neuron, got none")
+    return list(zip(*layers))
+
+
+def _check_hidden(name: str, hidden: Hidden, batch: int) -> None:
+    if not isinstance(hidden, Tensor | TopK | Rows):
+        raise ValueError(f"{name} must be a Tensor, TopK or Rows, got {type(hidden).__name__}")
+    values, indices, offsets = _parts(hidden)
+    if not values.is_floating_point():
+        raise ValueError(f"{name} must be floating point, got {values.dtype}")
+    samples = values.shape[0] if offsets is None else offsets.shape[0] - 1
+    if values.dim() != (2 if offsets is None else 1) or samples != batch:
+        raise ValueError(f"{name} must hold B = {batch} samples, got {samples} in values {tuple(values.shape)}")
+    if indices is not None and (indices.dtype != torch.int32 or indices.shape != values.shape):
+        raise ValueError(f"indices of {name} must be int32 {tuple(values.shape)}, got {indices.dtype}")
+
+
+def _check(
+    logits: Tensor,
+    labels: Tensor,
+    teacher_logits: Tensor | None,
+    temperature: float,
+    kl: str,
+    old_classes: Tensor | None,
+) -> None:
+    if logits.dim() != 2 or not logits.is_floating_point() or logits.shape[1] < 1:
+        raise ValueError(f"logits must be floating point (B, C), got {logits.dtype} {tuple(logits.shape)}")
+    if labels.shape != logits.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(f"labels must be int64 ({logits.shape[0]},), got {labels.dtype} {tuple(labels.shape)}")
+    if teacher_logits is not None and teacher_logits.shape != logits.shape:
+        raise ValueError(f"teacher_logits must be {tuple(logits.shape)}, got {tuple(teacher_logits.shape)}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if kl not in ("forward", "reverse"):
+        raise ValueError(f"kl must be 'forward' or 'reverse', got {kl!r}")
+    if old_classes is not None and (
+        old_classes.dim() != 1 or old_classes.dtype != torch.int64 or not old_classes.shape[0]
+    ):
+        raise ValueError(f"old_classes must be int64 (n,), got {old_classes.dtype} {tuple(old_classes.shape)}")

@@ -1,0 +1,69 @@
+"""The public function sparse_linear: validation and choice of backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _autocast
+from .._backend import resolve
+from .._types import Rows, TopK
+from . import ops  # noqa: F401  registers the operations
+
+
+def sparse_linear(activations: TopK | Rows, weight: Tensor, *, backend: str = "auto") -> Tensor:
+    """Linear layer on sparse activations: y_b = sum over the entries of sample b of value * weight[:, index].
+
+    The cost is that of the entries, not of R. A weight that is the transpose of a contiguous (R, C) tensor is read
+    fastest; the gradient has the layout of the weight.
+
+    Args:
+        activations: TopK with values (..., K), or Rows over B samples; no neuron twice in a sample.
+        weight: (C, R) float, the dtype of the values.
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
+
+    Returns:
+        (..., C) float for TopK, (B, C) for Rows. Differentiable by values and weight.
+
+    Raises:
+        ValueError: a shape, dtype, device or backend that is not allowed.
+        IndexError: an index outside [0, R) (checked on CPUs).
+
+    Example:
+        >>> activations = TopK(torch.tensor([[2.0]]), torch.tensor([[1]], dtype=torch.int32), torch.zeros(1))
+        >>> sparse_linear(activations, torch.tensor([[1.0, 10.0, 100.0]]))
+        tensor([[20.]])
+    """
+    if not isinstance(activations, TopK | Rows):
+        raise ValueError(f"activations must be TopK or Rows, got {type(activations).__name__}")
+    values, weight = _autocast.cast(activations.values, weight)
+    activations = activations._replace(values=values)
+    indices = activations.indices
+    _check(activations, weight)
+    backend = resolve(backend, "sparse_linear", weight.device)
+    if isinstance(activations, Rows):
+        return torch.ops.ssd_kernels.sparse_linear_fwd(values, indices, activations.offsets, weight, backend)
+    k = values.shape[-1]
+    y = torch.ops.ssd_kernels.sparse_linear_fwd(values.reshape(-1, k), indices.reshape(-1, k), None, weight, backend)
+    return y.reshape(*values.shape[:-1], weight.shape[0])
+
+
+def _check(activations: TopK | Rows, weight: Tensor) -> None:
+    values, indices = activations.values, activations.indices
+    if weight.dim() != 2 or not weight.is_floating_point():
+        raise ValueError(f"weight must be floating point (C, R), got {weight.dtype} {tuple(weight.shape)}")
+    if values.dtype != weight.dtype:
+        raise ValueError(f"values must have the dtype of weight, {weight.dtype}, got {values.dtype}")
+    if indices.dtype != torch.int32 or indices.shape != values.shape:
+        raise ValueError(f"indices must be int32 {tuple(values.shape)}, got {indices.dtype} {tuple(indices.shape)}")
+    if values.device != weight.device or indices.device != weight.device:
+        raise ValueError(f"values and indices must be on the device of weight, {weight.device}, got {values.device}")
+    if isinstance(activations, Rows):
+        offsets = activations.offsets
+        if values.dim() != 1 or offsets.dim() != 1 or offsets.dtype != torch.int64 or offsets.shape[0] < 1:
+            raise ValueError(
+                "Rows must have values (nnz,) and offsets (B + 1,) int64, "
+                f"got {tuple(values.shape)} and {offsets.dtype} {tuple(offsets.shape)}"
+            )
+    elif values.dim() < 1 or values.shape[-1] < 1:
+        raise ValueError(f"TopK values must be (..., K) with K >= 1, got {tuple(values.shape)}")

@@ -1,0 +1,77 @@
+"""The public function sparse_update_: validation and choice of backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._backend import resolve
+from . import ops  # noqa: F401  registers the operations
+
+
+@torch.no_grad()
+def sparse_update_(
+    weight: Tensor,
+    rows: Tensor,
+    grad_rows: Tensor,
+    *,
+    lr: float,
+    scale: float | Tensor = 1.0,
+    clamp: bool = True,
+    renormalise: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """SGD and projection on the touched rows, in place: w - lr * scale * grad, clamped at 0, divided by its norm.
+
+    With plain SGD a row without a gradient does not move, and projecting a projected row changes nothing but
+    rounding, so this is the dense step of algorithm.md, sections 2 and 3, at the cost of the touched rows. A row
+    whose norm is below 1e-12 (all zeros after the clamp) is divided by 1e-12 instead.
+
+    Args:
+        weight: (R, D) float, changed in place. It may require grad; the step is not recorded.
+        rows: (M,) int64, strictly ascending, as the indices of a coalesced gradient.
+        grad_rows: (M, D) float, the dtype of weight.
+        lr: learning rate.
+        scale: factor of the gradient, as the coefficient of clipping by the global norm; a number or a tensor of one.
+        clamp: clamp the new rows at 0 from below (Dale's principle).
+        renormalise: divide each new row by its L2 norm.
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
+
+    Returns:
+        movement: (M,) float64, ||new - old|| of the stored values of each row, renormalisation included.
+
+    Raises:
+        ValueError: a shape, dtype, device or backend that is not allowed; rows that are not strictly ascending or
+            out of range (checked on CPUs).
+
+    Example:
+        >>> weight = torch.eye(2)
+        >>> sparse_update_(weight, torch.tensor([1]), torch.tensor([[-1.0, 0.0]]), lr=0.5)
+        tensor([0.4595], dtype=torch.float64)
+    """
+    _check(weight, rows, grad_rows)
+    if isinstance(scale, Tensor):
+        if scale.numel() != 1:
+            raise ValueError(f"scale must be a number or a tensor of one element, got {tuple(scale.shape)}")
+        scale = scale.detach().reshape(()).to(device=weight.device, dtype=torch.float64)
+    else:
+        scale = torch.full((), scale, dtype=torch.float64, device=weight.device)
+    backend = resolve(backend, "sparse_update", weight.device)
+    return torch.ops.ssd_kernels.sparse_update_(weight, rows, grad_rows, float(lr), scale, clamp, renormalise, backend)
+
+
+def _check(weight: Tensor, rows: Tensor, grad_rows: Tensor) -> None:
+    if weight.dim() != 2 or not weight.is_floating_point():
+        raise ValueError(f"weight must be floating point (R, D), got {weight.dtype} {tuple(weight.shape)}")
+    if rows.dim() != 1 or rows.dtype != torch.int64:
+        raise ValueError(f"rows must be int64 (M,), got {rows.dtype} {tuple(rows.shape)}")
+    if grad_rows.shape != (rows.shape[0], weight.shape[1]) or grad_rows.dtype != weight.dtype:
+        raise ValueError(
+            f"grad_rows must be {weight.dtype} {(rows.shape[0], weight.shape[1])}, "
+            f"got {grad_rows.dtype} {tuple(grad_rows.shape)}"
+        )
+    if rows.device != weight.device or grad_rows.device != weight.device:
+        raise ValueError(
+            f"rows and grad_rows must be on the device of weight, {weight.device}, "
+            f"got {rows.device} and {grad_rows.device}"
+        )

@@ -1,0 +1,45 @@
+"""torch.library registration of sparse_update_: schema and fake. It changes its weight and has no derivative."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._library import register
+from . import reference
+
+
+def _check_rows(rows: Tensor, count: int) -> None:
+    """Refuses rows that are out of range or not ascending where looking costs no synchronisation."""
+    if rows.device.type != "cpu" or rows.numel() == 0:
+        return
+    if int(rows[0]) < 0 or int(rows[-1]) >= count or bool((rows.diff() <= 0).any()):
+        raise ValueError(f"rows must be strictly ascending, from 0 to R - 1 = {count - 1}")
+
+
+def _update(
+    weight: Tensor,
+    rows: Tensor,
+    grad_rows: Tensor,
+    lr: float,
+    scale: Tensor,
+    clamp: bool,
+    renormalise: bool,
+    backend: str,
+) -> Tensor:
+    _check_rows(rows, weight.shape[0])
+    new, movement = reference.sparse_update(weight, rows, grad_rows, lr, scale, clamp, renormalise)
+    weight.index_copy_(0, rows, new)
+    return movement
+
+
+def _update_fake(weight, rows, grad_rows, lr, scale, clamp, renormalise, backend):
+    return rows.new_empty(rows.shape, dtype=torch.float64)
+
+
+register(
+    "sparse_update_(Tensor(a!) weight, Tensor rows, Tensor grad_rows, float lr, Tensor scale, bool clamp,"
+    " bool renormalise, str backend) -> Tensor",
+    _update,
+    _update_fake,
+)

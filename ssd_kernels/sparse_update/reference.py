@@ -1,0 +1,30 @@
+"""The specification of sparse_update_ in plain torch, for any float dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..gaba_linear.reference import accumulation_dtype
+
+SMALLEST_NORM = 1e-12
+
+
+def sparse_update(
+    weight: Tensor, rows: Tensor, grad_rows: Tensor, lr: float, scale: Tensor, clamp: bool, renormalise: bool
+) -> tuple[Tensor, Tensor]:
+    """w - lr * scale * grad, clamped at 0 from below, divided by max(||w||, 1e-12), on the given rows.
+
+    Returns:
+        The new rows (M, D) of weight's dtype, and how far each moved: (M,) float64, between the stored values.
+    """
+    old = weight[rows]
+    dtype = accumulation_dtype(weight.dtype)
+    new = old.to(dtype) - (lr * scale.to(torch.float64)).to(dtype) * grad_rows.to(dtype)
+    if clamp:
+        new = torch.relu(new)
+    if renormalise:
+        norm = torch.linalg.vector_norm(new.double(), dim=1, keepdim=True)
+        new = new / norm.clamp_min(SMALLEST_NORM).to(dtype)
+    new = new.to(weight.dtype)
+    return new, torch.linalg.vector_norm(new.double() - old.double(), dim=1)
