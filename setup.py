@@ -1,17 +1,28 @@
 """Drives CMake for the native modules; everything else is in pyproject.toml.
 
-SSD_CUDA=0|1 forces the CUDA module off or on; unset, it is built when nvcc is found. The list of sources is CMakeLists.txt.
+SSD_CUDA=0|1 forces the CUDA module off or on; unset, it is built when nvcc is found. The list of
+sources is CMakeLists.txt.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+
+
+class CleanBuild(build):
+    """Starts from an empty build folder: files that have left the source tree must not reach a wheel."""
+
+    def run(self) -> None:
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 class CMakeBuild(build_ext):
@@ -20,13 +31,17 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         import pybind11
 
-        cuda = os.environ.get("SSD_CUDA", "auto")
+        cuda = os.environ.get("SSD_CUDA") or "auto"
         if cuda not in ("0", "1", "auto"):
             raise SystemExit(f"SSD_CUDA={cuda!r}: allowed are 0, 1 or unset")
         build = Path(self.build_temp).resolve() / "cmake"
         package = ROOT / "ssd_kernels" if self.inplace else Path(self.build_lib).resolve() / "ssd_kernels"
-        build.mkdir(parents=True, exist_ok=True)
+        # A cache of an earlier run may name the ninja of an isolated environment that is gone.
+        shutil.rmtree(build, ignore_errors=True)
+        build.mkdir(parents=True)
         package.mkdir(parents=True, exist_ok=True)
+        for stale in [*package.glob("_cpu.*.so"), *package.glob("_cuda.*.so")]:
+            stale.unlink()
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
             "-DCMAKE_BUILD_TYPE=Release",
@@ -35,11 +50,12 @@ class CMakeBuild(build_ext):
             f"-DSSD_CUDA={cuda}",
             f"-DSSD_MODULE_DIR={package}",
         ]  # fmt: skip
-        subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(build), "--target", "install"], check=True)
-
-    def get_outputs(self) -> list[str]:
-        return []
+        for command in (configure, ["cmake", "--build", str(build), "--target", "install"]):
+            # One stream, so that the compiler's message stands right above the error.
+            if subprocess.run(command, stderr=subprocess.STDOUT).returncode:
+                raise SystemExit("building the native modules failed: CMake's messages are above")
+        if list(package.glob("_cuda.*.so")):
+            self.extensions.append(Extension("ssd_kernels._cuda", sources=[]))
 
 
 setup(
@@ -48,6 +64,6 @@ setup(
     package_dir={"": ".", "ssd_train": "python/ssd_train"},
     package_data={"ssd_kernels": ["README.md", "*/README.md"], "ssd_train": ["recipes/*.yaml", "*.md"]},
     ext_modules=[Extension("ssd_kernels._cpu", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build": CleanBuild, "build_ext": CMakeBuild},
     zip_safe=False,
 )  # fmt: skip

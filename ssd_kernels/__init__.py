@@ -1,4 +1,8 @@
-"""Exact, fast Top-K sparse layers. (being built)"""
+"""Exact, fast Top-K sparse layers for PyTorch.
+
+Importing this package imports torch and nothing heavier, builds nothing, and works without the native modules: what is
+missing is said by `python -m ssd_kernels`, and by the operation that needs it.
+"""
 
 from ._types import Rows, TopK
 from .activation_counts import activation_counts, top_n
@@ -8,6 +12,8 @@ from .normalize import normalize_inputs
 from .sparse_linear import sparse_linear
 from .sparse_update import sparse_update_
 from .topk_linear import topk_linear
+
+__version__ = "0.1.0"
 
 __all__ = [
     "DistillLoss",

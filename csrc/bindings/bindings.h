@@ -24,8 +24,7 @@ inline cpu::SimdLevel simd_level(const std::string& name) {
   if (!cpu::parse_simd_level(name.c_str(), &level))
     throw std::invalid_argument("SSD_SIMD=" + name + ": allowed are generic, avx2, avx512, avx512bf16");
   if (static_cast<int>(level) > static_cast<int>(best))
-    throw std::invalid_argument("SSD_SIMD=" + name + ": this processor's best level is " +
-                                cpu::simd_level_name(best));
+    throw std::invalid_argument("SSD_SIMD=" + name + ": this processor's best level is " + cpu::simd_level_name(best));
   return level;
 }
 

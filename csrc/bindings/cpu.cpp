@@ -11,6 +11,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def(
       "best_simd_level", [] { return ssd::cpu::simd_level_name(ssd::cpu::best_simd_level()); },
       "The best instruction-set level of this processor.");
+  m.def(
+      "simd_level", [](const std::string& name) { return ssd::cpu::simd_level_name(ssd::bindings::simd_level(name)); },
+      py::arg("name"), "The level that `name` selects (empty: the best one); ValueError where it cannot run here.");
 #ifdef SSD_OPENMP
   m.attr("openmp") = true;
 #else

@@ -53,7 +53,9 @@ void ThreadPool::run(void (*body)(void*, int), void* context) {
   running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
   generation_.fetch_add(1);  // publishes body_ and context_
   if (sleepers_.load() > 0) {
-    { std::lock_guard<std::mutex> lock(mutex_); }  // a worker between its test and its sleep holds it
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+    }  // a worker between its test and its sleep holds it
     wake_.notify_all();
   }
   body(context, 0);
@@ -79,7 +81,9 @@ void ThreadPool::work(int thread) {
     if (stop_.load()) return;
     body_(context_, thread);
     if (running_.fetch_sub(1) == 1 && caller_sleeps_.load()) {
-      { std::lock_guard<std::mutex> lock(mutex_); }
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+      }
       done_.notify_one();
     }
   }

@@ -5,9 +5,7 @@
 
 namespace ssd::cuda {
 
-inline const char* message(cudaError_t error) {
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
+inline const char* message(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
 
 // The sum over a warp, by a fixed tree: every lane gets it.
 __device__ __forceinline__ float warp_sum(float value) {

@@ -26,8 +26,8 @@ const char* row_norms(const RowNormsParams& p) {
   if (const char* error = message(cudaSetDevice(p.device))) return error;
   const long long blocks = (p.rows + kWarpsPerBlock - 1) / kWarpsPerBlock;
   if (blocks > 0x7fffffffLL) return "row_norms: more rows than one grid covers";
-  row_norms_kernel<<<static_cast<unsigned>(blocks), dim3(32, kWarpsPerBlock), 0,
-                     static_cast<cudaStream_t>(p.stream)>>>(p.x, p.rows, p.cols, p.stride, p.norms);
+  row_norms_kernel<<<static_cast<unsigned>(blocks), dim3(32, kWarpsPerBlock), 0, static_cast<cudaStream_t>(p.stream)>>>(
+      p.x, p.rows, p.cols, p.stride, p.norms);
   return message(cudaGetLastError());
 }
 

@@ -1,0 +1,150 @@
+"""The arrows of the design: csrc/include <- csrc/{cpu,cuda} <- csrc/bindings <- ops.py <- api.py <- ssd_train.
+
+Static checks over the checkout: what a file includes or imports, and where files lie.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CSRC = ROOT / "csrc"
+KERNELS = ROOT / "ssd_kernels"
+TRAIN = ROOT / "python" / "ssd_train"
+SUFFIXES = {".h", ".inl", ".cpp", ".cu", ".cuh"}
+
+native_files = sorted(path for path in CSRC.rglob("*") if path.suffix in SUFFIXES)
+kernel_modules = sorted(KERNELS.rglob("*.py"))
+train_modules = sorted(TRAIN.rglob("*.py"))
+operation_folders = sorted(path.parent for path in KERNELS.glob("*/__init__.py"))
+simd_files = [path for path in native_files if path.suffix == ".inl" or path.name.startswith("simd.")]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def includes(path: Path) -> list[str]:
+    return re.findall(r'^\s*#\s*include\s*[<"]([^">]+)[">]', path.read_text(), re.MULTILINE)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The absolute names of the modules that a file imports, anywhere in it."""
+    base = KERNELS.parent if KERNELS in path.parents else TRAIN.parent
+    package = path.relative_to(base).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (start, node.module) if part)
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def test_the_checks_see_the_tree():
+    assert len(native_files) > 10 and len(kernel_modules) > 3 and train_modules and simd_files
+
+
+@pytest.mark.parametrize("path", native_files, ids=name_of)
+def test_the_native_core_knows_no_torch_and_only_bindings_know_python(path):
+    for header in includes(path):
+        assert not re.match(r"(torch|ATen|c10|caffe2)\b", header), f"{name_of(path)} includes {header}"
+        if "bindings" not in path.parts:
+            assert not re.match(r"(pybind11|bindings)\b|Python\.h", header), f"{name_of(path)} includes {header}"
+
+
+@pytest.mark.parametrize("path", native_files, ids=name_of)
+def test_native_includes_point_downwards(path):
+    layer = path.relative_to(CSRC).parts[0]
+    allowed = {"include": {"include"}, "cpu": {"include", "cpu"}, "cuda": {"include", "cuda"},
+               "bindings": {"include", "bindings"}}[layer]  # fmt: skip
+    for header in re.findall(r'^\s*#\s*include\s*"([^"]+)"', path.read_text(), re.MULTILINE):
+        places = [folder for folder in sorted(allowed) if (CSRC / folder / header).exists()]
+        assert places or (path.parent / header).exists(), f"{name_of(path)} includes {header}, which lies above it"
+
+
+@pytest.mark.parametrize("path", simd_files, ids=name_of)
+def test_simd_files_hold_no_std_templates(path):
+    """An inline function or a template of std:: compiled with AVX-512 could be linked into the plain path."""
+    standard = set(re.findall(r"^\s*#\s*include\s*<([^>]+)>", path.read_text(), re.MULTILINE))
+    assert standard <= {"cstddef", "cstdint", "cstring", "immintrin.h"}
+    code = re.sub(r"//.*", "", path.read_text())
+    assert set(re.findall(r"std::(\w+)", code)) <= {"memcpy", "memset", "memmove"}  # plain C functions
+
+
+def test_cmake_lists_every_native_source():
+    text = (ROOT / "CMakeLists.txt").read_text()
+    operations = re.search(r"set\(SSD_CPU_OPERATIONS\s*([^)]*)\)", text)[1].split()
+    for path in (path for path in native_files if path.suffix in (".cpp", ".cu", ".inl")):
+        operation = re.sub(r"_(generic|avx2|avx512|avx512bf16)$", "", path.stem)
+        listed = name_of(path) in text or (path.parent == CSRC / "cpu" and operation in operations)
+        assert listed or f"csrc/bindings/${{op}}{path.suffix}" in text, f"{name_of(path)} is in no target"
+    for operation in operations:
+        for name in (f"{operation}.inl", f"{operation}.cpp", f"{operation}_generic.cpp", f"{operation}_avx2.cpp"):
+            assert (CSRC / "cpu" / name).exists(), f"csrc/cpu/{name} is missing"
+
+
+@pytest.mark.parametrize("path", kernel_modules, ids=name_of)
+def test_kernels_never_import_the_training_layer(path):
+    allowed = {"ssd_kernels", "torch", "numpy"}
+    if path.name in ("_triton.py", "triton_kernel.py"):
+        allowed.add("triton")
+    for module in imports(path):
+        assert top(module) != "ssd_train", f"{name_of(path)} imports {module}"
+        standard = top(module) in sys.stdlib_module_names
+        assert standard or top(module) in allowed, f"{name_of(path)} imports {module}"
+
+
+@pytest.mark.parametrize("folder", operation_folders, ids=name_of)
+def test_an_operation_is_one_folder_with_the_same_files(folder):
+    for name in ("api.py", "ops.py", "reference.py"):
+        assert (folder / name).exists(), f"{name_of(folder)}/{name} is missing"
+    above = {"reference": ("ops", "api"), "ops": ("api",)}
+    for stem, forbidden in above.items():
+        for module in imports(folder / f"{stem}.py"):
+            parts = module.split(".")
+            assert not (parts[:2] == ["ssd_kernels", folder.name] and parts[2:3] and parts[2] in forbidden), (
+                f"{name_of(folder)}/{stem}.py imports {module}, which lies above it"
+            )
+
+
+@pytest.mark.parametrize("path", train_modules, ids=name_of)
+def test_the_training_layer_uses_public_functions_only(path):
+    for module in imports(path):
+        assert top(module) not in ("triton", "pybind11"), f"{name_of(path)} imports {module}: kernels live below"
+        parts = module.split(".")
+        private = parts[0] == "ssd_kernels" and ("ops" in parts[2:] or any(part.startswith("_c") for part in parts))
+        assert not private, f"{name_of(path)} imports {module}, which is no public interface"
+
+
+def tracked() -> list[str]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listing = subprocess.run(["git", "ls-files"], cwd=ROOT, text=True, check=True, stdout=subprocess.PIPE).stdout
+    return listing.splitlines()
+
+
+def test_no_generated_files_are_tracked():
+    suffixes = re.compile(r"\.(so|o|a|py[cod]|whl|egg|cubin|ptx|pkl|pt)$")
+    folders = re.compile(r"(^|/)(build|dist|__pycache__|runs|plots|[^/]*\.egg-info)/|CMakeCache")
+    assert not [name for name in tracked() if suffixes.search(name) or folders.search(name)]
+
+
+def test_the_top_level_is_that_of_the_design():
+    expected = {
+        ".ci", ".clang-format", ".gitignore", "CMakeLists.txt", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in",
+        "README.md", "benchmarks", "conftest.py", "constraints.txt", "csrc", "pyproject.toml", "python", "setup.py",
+        "ssd_kernels", "tests",
+    }  # fmt: skip
+    assert {name.partition("/")[0] for name in tracked()} <= expected

@@ -1,0 +1,219 @@
+"""What a user meets first: the import, the doctor, what is built and what is shipped."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import ssd_kernels
+from ssd_kernels import _backend, _native
+from ssd_kernels.__main__ import operations
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(ssd_kernels.__file__).resolve().parent
+
+IMPORT_PROBE = """
+import sys, time, torch
+started = []
+sys.addaudithook(lambda event, args: started.append(event) if event in
+                 ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork") else None)
+before = set(sys.modules)
+begin = time.process_time()
+import ssd_kernels
+seconds = time.process_time() - begin
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(seconds, "processes", *started, "modules", *sorted(new))
+"""
+
+
+def run_python(*args: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    """A fresh interpreter that does not see the current folder."""
+    return subprocess.run([sys.executable, "-P", *args], env={**os.environ, **(env or {})}, cwd=cwd, text=True,
+                          capture_output=True, timeout=600)  # fmt: skip
+
+
+@pytest.fixture
+def without_native(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process that imports a copy of the package from which the native modules are gone."""
+    shutil.copytree(PACKAGE, tmp_path / "ssd_kernels", ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
+    # The finder of an editable install would fetch the missing modules from the checkout.
+    hide = "sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, '__name__', '') != '_EditableFinder']"
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\n{hide}\n")
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+def test_import_is_light_and_builds_nothing():
+    result = run_python("-c", IMPORT_PROBE)
+    assert result.returncode == 0, result.stderr
+    seconds, _, rest = result.stdout.partition(" processes ")
+    started, _, modules = rest.partition("modules")
+    assert not started.split(), f"importing started processes: {started}"
+    heavy = {"triton", "matplotlib", "sklearn", "scipy", "jsonargparse", "rich", "ssd_train", "pytest", "hypothesis"}
+    assert not heavy & set(modules.split())
+    assert float(seconds) < 2.0, "seconds of processor time, beyond importing torch"
+
+
+def test_public_names_are_documented():
+    for name in ssd_kernels.__all__:
+        assert getattr(ssd_kernels, name).__doc__, f"ssd_kernels.{name} has no docstring"
+
+
+def test_import_works_without_native_modules(without_native, tmp_path):
+    result = run_python("-c", "import ssd_kernels; print(ssd_kernels.__file__)", env=without_native)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(str(tmp_path))
+
+
+def test_missing_native_module_is_one_clear_sentence(without_native):
+    code = """
+import torch
+from ssd_kernels import _backend
+try:
+    _backend.resolve("cpu", "topk_linear", torch.device("cpu"))
+except ValueError as error:
+    print(error)
+print(_backend.resolve("auto", "topk_linear", torch.device("cpu")))
+"""
+    result = run_python("-c", code, env=without_native)
+    assert result.returncode == 0, result.stderr
+    sentence, auto = result.stdout.splitlines()
+    assert sentence.startswith("backend='cpu' cannot run topk_linear: the native CPU module is not loaded (")
+    assert auto == "reference"
+
+
+def test_doctor_says_what_runs():
+    result = run_python("-m", "ssd_kernels", env={"SSD_SIMD": "generic"})
+    assert result.returncode == 0, result.stderr
+    module, _ = _native.cpu_module()
+    assert f"generic  (set by SSD_SIMD; the best of this processor is {module.best_simd_level()})" in result.stdout
+    assert f"torch        {torch.__version__}" in result.stdout
+    assert "topk_linear" in operations()
+    for op in operations():
+        assert re.search(rf"{op} +auto = {_backend.resolve('auto', op, torch.device('cpu'))}", result.stdout)
+
+
+def test_doctor_without_native_modules(without_native):
+    result = run_python("-m", "ssd_kernels", env=without_native)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"_cpu +not built: .*No module named 'ssd_kernels._cpu'", result.stdout)
+    assert re.search(r"topk_linear +auto = reference", result.stdout)
+    assert "not cpu: the native CPU module is not loaded" in result.stdout
+
+
+def test_doctor_reports_a_wrong_simd_level():
+    result = run_python("-m", "ssd_kernels", env={"SSD_SIMD": "sse9"})
+    assert result.returncode == 0, result.stderr
+    assert "SSD_SIMD=sse9: allowed are generic, avx2, avx512, avx512bf16" in result.stdout
+
+
+def test_unknown_backend_names_what_is_allowed():
+    with pytest.raises(ValueError, match=r"backend='fpga' cannot run topk_linear.*allowed: auto, reference, cpu"):
+        _backend.resolve("fpga", "topk_linear", torch.device("cpu"))
+
+
+# ---- The binary.
+
+
+def build_wheel(source: Path, out: Path, **env: str) -> subprocess.CompletedProcess:
+    """Builds a wheel with the tools of this environment: no download, torch is not asked for."""
+    out.mkdir(exist_ok=True)
+    code = f"from setuptools import build_meta; build_meta.build_wheel({str(out)!r})"
+    return run_python("-c", code, cwd=source, env=env)
+
+
+@pytest.fixture(scope="session")
+def clean_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that git knows, as a clean clone would have them."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    tree = tmp_path_factory.mktemp("clean") / "tree"
+    for name in tracked_files():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, tree / name)
+    return tree
+
+
+def tracked_files() -> list[str]:
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, text=True, check=True, stdout=subprocess.PIPE).stdout
+    return [name for name in names.splitlines() if (ROOT / name).exists()]
+
+
+@pytest.fixture(scope="session")
+def sdist(clean_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked source distribution."""
+    out = tmp_path_factory.mktemp("sdist")
+    code = f"from setuptools import build_meta; print(build_meta.build_sdist({str(out)!r}))"
+    result = run_python("-c", code, cwd=clean_tree)
+    assert result.returncode == 0, result.stderr
+    with tarfile.open(next(out.glob("*.tar.gz"))) as archive:
+        archive.extractall(out, filter="data")
+    return next(path for path in out.iterdir() if path.is_dir())
+
+
+def test_sdist_contains_every_tracked_file(sdist):
+    missing = [name for name in tracked_files() if not (sdist / name).exists()]
+    assert missing in ([], [".gitignore"])
+
+
+@pytest.mark.slow
+def test_wheel_from_the_sdist_is_complete(sdist, tmp_path):
+    stale = sdist / "build" / f"lib.linux-{platform.machine()}-cpython-311" / "ssd_kernels" / "stale.py"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("")
+    result = build_wheel(sdist, tmp_path / "wheel", SSD_CUDA="0")
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    wheel = next((tmp_path / "wheel").glob("*.whl"))
+    assert not wheel.name.endswith("none-any.whl"), "a wheel with native modules is tied to a platform"
+    installed = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    assert not (installed / "ssd_kernels" / "stale.py").exists()
+    assert len(list((installed / "ssd_kernels").glob("_cpu.*.so"))) == 1
+    assert not list(installed.rglob("_cuda*.so"))
+    shipped = [name for name in tracked_files()
+               if re.match(r"ssd_kernels/.*\.(py|md)$|python/ssd_train/.*\.(py|md|yaml)$", name)]  # fmt: skip
+    missing = [name for name in shipped if not (installed / name.removeprefix("python/")).exists()]
+    assert not missing
+    doctor = run_python("-m", "ssd_kernels", env={"PYTHONPATH": str(installed)})
+    assert f"_cpu   {installed}" in doctor.stdout, doctor.stdout + doctor.stderr
+
+
+def test_cuda_asked_for_but_absent_is_a_clear_error(clean_tree, tmp_path):
+    result = build_wheel(clean_tree, tmp_path, SSD_CUDA="1", CUDACXX="/nonexistent/nvcc")
+    assert result.returncode != 0
+    assert "SSD_CUDA=1, but no CUDA compiler was found (set CUDACXX or PATH)" in result.stdout
+    assert "Traceback" not in result.stdout
+    assert not list(tmp_path.glob("*.whl"))
+    assert "SSD_CUDA='2': allowed are 0, 1 or unset" in build_wheel(clean_tree, tmp_path, SSD_CUDA="2").stderr
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_cuda_kernels_compile_without_spills(tmp_path):
+    configure = ["cmake", "-S", str(ROOT), "-B", str(tmp_path), "-G", "Ninja", "-DSSD_CUDA=1", "-DSSD_PYTHON=OFF"]
+    subprocess.run(configure, check=True, stdout=subprocess.PIPE)
+    build = subprocess.run(["cmake", "--build", str(tmp_path), "--target", "ssd_cuda", "--verbose"], text=True,
+                           check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout  # fmt: skip
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", build)
+    assert spills, "ptxas reported nothing"
+    assert set(spills) == {("0", "0")}
+
+
+@pytest.mark.gpu
+def test_cuda_module_runs():
+    module, reason = _native.cuda_module()
+    assert module is not None, reason
+    x = torch.randn(33, 257, device="cuda")
+    norms = torch.full((33,), float("nan"), device="cuda")
+    stream = torch.cuda.current_stream().cuda_stream
+    module.row_norms(x.data_ptr(), 33, 257, x.stride(0), norms.data_ptr(), x.device.index, stream)
+    torch.testing.assert_close(norms, x.norm(dim=1))
