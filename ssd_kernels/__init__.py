@@ -8,7 +8,9 @@ from ._types import Rows, TopK
 from .activation_counts import activation_counts, top_n
 from .distill import DistillLoss, distill_loss
 from .gaba_linear import gaba_linear
+from .nn import SparseTopKLinear, replace_topk
 from .normalize import normalize_inputs
+from .optim import SparseSGD, clip_grad_norm_
 from .sparse_linear import sparse_linear
 from .sparse_update import sparse_update_
 from .topk_linear import topk_linear
@@ -18,11 +20,15 @@ __version__ = "0.1.0"
 __all__ = [
     "DistillLoss",
     "Rows",
+    "SparseSGD",
+    "SparseTopKLinear",
     "TopK",
     "activation_counts",
+    "clip_grad_norm_",
     "distill_loss",
     "gaba_linear",
     "normalize_inputs",
+    "replace_topk",
     "sparse_linear",
     "sparse_update_",
     "top_n",

@@ -11,7 +11,7 @@ def cast(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     fp64 tensors stay as they are, as torch's own autocast leaves them.
     """
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(

@@ -113,7 +113,7 @@ def backward(
     rows, addresses = _operands(x, weight, normalize)
     grad = masked_gradient(grad_values, values, activation, inhibition)
     dense = grad.new_zeros(len(rows), len(weight))
-    dense.scatter_(1, indices.reshape(len(rows), -1).long(), grad)
+    dense.scatter_(1, indices.reshape(-1, indices.shape[-1]).long(), grad)
     grad_x, grad_weight, grad_bias = dense @ addresses, dense.T @ rows, dense.sum(0)
     if normalize in ("input", "both"):
         grad_x = _through_norm(grad_x, x.reshape(len(rows), -1).to(grad.dtype))

@@ -1,0 +1,174 @@
+"""SparseTopKLinear: nn.Linear, relu and Top-K in one module that never computes what it throws away."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ._types import TopK
+from .topk_linear import topk_linear
+
+OUTPUTS = ("dense", "topk")
+
+
+class SparseTopKLinear(nn.Module):
+    """The K largest activations of a linear layer: y = TopK(relu(x W^T + b)), all other neurons 0.
+
+    Parameters, their initialisation and the state_dict are those of torch.nn.Linear(in_features, out_features), so
+    weights move between the two in both directions. Forward never holds the R scores of a row, and backward touches
+    active neurons only. Ties and NaN are those of `ssd_kernels.topk_linear`, which also documents the options.
+
+    Args:
+        in_features: D.
+        out_features: R neurons.
+        k: winners per row, 1 <= k <= R.
+        bias: add a learnable bias (R,).
+        output: "dense" gives (..., R) with at most K non-zeros per row; "topk" gives the TopK itself, for
+            `ssd_kernels.sparse_linear` and other consumers that should not pay for the zeros.
+        activation: "relu", or "none" to select among the raw scores.
+        normalize: "none", "input" (x / ||x||) or "both" (and the rows of the weight).
+        inhibition: subtract the (K+1)-th largest activation.
+        sparse_grad: give the weight a row-sparse gradient, for `ssd_kernels.clip_grad_norm_` and
+            `ssd_kernels.SparseSGD`. Not under torch.compile, nor in DistributedDataParallel, which takes sparse
+            gradients from nn.Embedding alone.
+        precision: as in `topk_linear`.
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: k or output is not allowed; names the value and what is.
+
+    Example:
+        >>> layer = SparseTopKLinear(16, 1024, k=8)
+        >>> int((layer(torch.randn(4, 16)) != 0).sum(-1).max())
+        8
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        k: int,
+        bias: bool = True,
+        *,
+        output: str = "dense",
+        activation: str = "relu",
+        normalize: str = "none",
+        inhibition: bool = False,
+        sparse_grad: bool = False,
+        precision: str = "fp32",
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _check_k(k, out_features)
+        if output not in OUTPUTS:
+            raise ValueError(f"SparseTopKLinear: output={output!r}: allowed are {', '.join(OUTPUTS)}")
+        self.in_features, self.out_features, self.k, self.output = in_features, out_features, k, output
+        self.activation, self.normalize, self.inhibition = activation, normalize, inhibition
+        self.sparse_grad, self.precision, self.backend = sparse_grad, precision, backend
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws what torch.nn.Linear draws: the same seed gives the same parameters."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.in_features) if self.in_features > 0 else 0
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, k: int, **options: object) -> SparseTopKLinear:
+        """The same layer with Top-K: it shares the Parameters of `linear`, so optimizers keep working.
+
+        Args:
+            linear: a plain nn.Linear; one with a forward of its own or with parametrized weights is refused.
+            k: winners per row.
+            options: keyword arguments of the constructor, as output="topk".
+
+        Raises:
+            TypeError: `linear` is no plain nn.Linear.
+        """
+        if not isinstance(linear, nn.Linear) or type(linear).forward is not nn.Linear.forward:
+            raise TypeError(f"from_linear takes a plain torch.nn.Linear, got {type(linear).__name__}")
+        if not isinstance(linear.weight, nn.Parameter):
+            raise TypeError("from_linear takes a torch.nn.Linear whose weight is a Parameter, not a parametrization")
+        bias = linear.bias is not None
+        layer = cls(linear.in_features, linear.out_features, k, bias, device="meta", **options)
+        layer.weight = linear.weight
+        if bias:
+            layer.bias = linear.bias
+        return layer.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor | TopK:
+        top = topk_linear(
+            x,
+            self.weight,
+            self.k,
+            self.bias,
+            activation=self.activation,
+            normalize=self.normalize,
+            inhibition=self.inhibition,
+            sparse_grad=self.sparse_grad,
+            precision=self.precision,
+            backend=self.backend,
+        )
+        if self.output == "topk":
+            return top
+        dense = top.values.new_zeros(*top.values.shape[:-1], self.out_features)
+        return dense.scatter_(-1, top.indices.long(), top.values)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, k={self.k}, "
+            f"bias={self.bias is not None}, output={self.output!r}"
+        )
+
+
+def replace_topk(model: nn.Module, k: Mapping[str, int], **options: object) -> nn.Module:
+    """Swaps named nn.Linear modules of a model for SparseTopKLinear, in place, sharing their Parameters.
+
+    Args:
+        model: any module.
+        k: the winners per row of each layer, by its name in `model.named_modules()`: {"encoder": 32}.
+        options: keyword arguments of SparseTopKLinear, for all of them.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        ValueError: no module has that name, or k is out of range. TypeError: it is no plain nn.Linear. Either way the
+            model is left as it was.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(16, 1024), nn.Linear(1024, 16))
+        >>> replace_topk(model, {"0": 8})[0]
+        SparseTopKLinear(in_features=16, out_features=1024, k=8, bias=True, output='dense')
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    swapped = {}
+    for name, winners in k.items():
+        if name not in modules or name == "":
+            linear = [other for other, module in modules.items() if other and isinstance(module, nn.Linear)]
+            raise ValueError(f"replace_topk: the model has no module {name!r}; its linear layers: {', '.join(linear)}")
+        swapped[name] = SparseTopKLinear.from_linear(modules[name], winners, **options)
+    for name, layer in swapped.items():
+        parent, _, child = name.rpartition(".")
+        setattr(modules[parent], child, layer)
+    return model
+
+
+def _check_k(k: int, neurons: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"SparseTopKLinear: k={k!r}: allowed are whole numbers from 1 to R = {neurons}")
+    if not 1 <= k <= neurons:
+        raise ValueError(f"SparseTopKLinear: k={k}: allowed are whole numbers from 1 to R = {neurons}")
