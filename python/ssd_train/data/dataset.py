@@ -1,0 +1,117 @@
+"""What every loader returns, and the checks that every data set passes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import BadInput
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A labelled data set with its train and test split.
+
+    x_train: (N, D) float32, y_train: (N,) int64 in 0 .. classes - 1; the same for test.
+    """
+
+    name: str
+    sha256: str
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    classes: int
+
+    @property
+    def dim(self) -> int:
+        return self.x_train.shape[1]
+
+    def describe(self) -> dict:
+        """The `data` entry of results.json."""
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "n_train": len(self.x_train),
+            "n_test": len(self.x_test),
+            "dim": self.dim,
+            "classes": self.classes,
+        }
+
+
+def build(name: str, sha256: str, arrays: dict[str, Tensor], source: str) -> Dataset:
+    """Checks the four arrays and makes them a `Dataset`; images are flattened to one row per sample.
+
+    Raises:
+        BadInput: names `source` and the array that is wrong, and says what was expected.
+    """
+    parts = {key: _features(arrays[key], source, key) for key in ("x_train", "x_test")}
+    parts |= {key: _labels(arrays[key], source, key) for key in ("y_train", "y_test")}
+    for split in ("train", "test"):
+        x, y = parts[f"x_{split}"], parts[f"y_{split}"]
+        if len(x) != len(y):
+            raise BadInput(f"{source}: x_{split} has {len(x)} rows and y_{split} has {len(y)} labels; they must agree")
+    if parts["x_train"].shape[1] != parts["x_test"].shape[1]:
+        sizes = f"{parts['x_train'].shape[1]} and {parts['x_test'].shape[1]}"
+        raise BadInput(f"{source}: x_train and x_test have {sizes} values per sample; they must agree")
+    return Dataset(name, sha256, **parts, classes=_classes(parts["y_train"], parts["y_test"], source))
+
+
+def _features(x: Tensor, source: str, key: str) -> Tensor:
+    if x.ndim < 2 or x.numel() == 0:
+        raise BadInput(f"{source}: {key} has shape {tuple(x.shape)}; expected (samples, values), neither of them 0")
+    if x.is_complex() or x.dtype == torch.bool:
+        raise BadInput(f"{source}: {key} has dtype {x.dtype}; expected real numbers")
+    x = x.reshape(len(x), -1).to(torch.float32).contiguous()
+    bad_rows = (~torch.isfinite(x)).any(dim=1).nonzero().flatten()
+    if len(bad_rows):
+        raise BadInput(f"{source}: {key} holds NaN or infinity in {len(bad_rows)} rows, the first is row {bad_rows[0]}")
+    return x
+
+
+def _labels(y: Tensor, source: str, key: str) -> Tensor:
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.ndim != 1:
+        raise BadInput(f"{source}: {key} is {y.dtype} of shape {tuple(y.shape)}; expected integers of shape (samples,)")
+    y = y.to(torch.int64)
+    if len(y) and int(y.min()) < 0:
+        raise BadInput(f"{source}: {key} holds the label {int(y.min())}; labels are 0 .. classes - 1")
+    return y
+
+
+def _classes(y_train: Tensor, y_test: Tensor, source: str) -> int:
+    """Number of classes. Every label from 0 up occurs in training, so a stray label cannot invent classes."""
+    present = torch.unique(y_train)
+    classes = len(present)
+    if int(present[-1]) != classes - 1:
+        missing = next(i for i, label in enumerate(present.tolist()) if i != label)
+        raise BadInput(
+            f"{source}: y_train holds the label {int(present[-1])} but no sample of class {missing}; "
+            f"labels are 0 .. classes - 1, each present"
+        )
+    if len(y_test) and int(y_test.max()) >= classes:
+        raise BadInput(f"{source}: y_test holds the label {int(y_test.max())}; y_train has only 0 .. {classes - 1}")
+    if classes < 2:
+        raise BadInput(f"{source}: y_train holds one class; at least 2 are needed")
+    return classes
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def arrays_sha256(arrays: dict[str, Tensor]) -> str:
+    """SHA-256 over the arrays' names, dtypes, shapes and bytes: for data that does not come from one file."""
+    digest = hashlib.sha256()
+    for key in sorted(arrays):
+        array = arrays[key].contiguous()
+        digest.update(f"{key} {array.dtype} {tuple(array.shape)}\n".encode())
+        digest.update(array.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

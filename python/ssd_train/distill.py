@@ -1,0 +1,90 @@
+"""The SSD teacher: which neurons are distilled, and what the frozen model says about the next task's data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import ssd_kernels
+from ssd_kernels import Rows
+
+from .model import SDMLP, frozen_copy
+
+
+def select_units(counts: list[Tensor], n: int, k: int) -> list[Tensor]:
+    """J per hidden layer: the n neurons most often active, ties to the lowest index; n is clamped to K .. R."""
+    return [ssd_kernels.top_n(c, min(max(n, k), len(c))).sort().values for c in counts]
+
+
+class Teacher:
+    """A frozen copy of the model after the previous task, evaluated once on the current task's data.
+
+    Attributes:
+        model: the copy, with its own GABA counters. units: J of each hidden layer, (n,) int64 each, ascending.
+        logits: (N, C). hidden: per hidden layer the activations of J on all N samples, as Rows.
+    """
+
+    def __init__(self, model: SDMLP, units: list[Tensor]) -> None:
+        self.model, self.units = frozen_copy(model), units
+        self.logits: Tensor = torch.empty(0)
+        self.hidden: list[Rows] = []
+
+    @torch.no_grad()
+    def evaluate(self, x: Tensor, batch_size: int = 1024) -> None:
+        """Computes logits and selected activations of the prepared inputs x: (N, D). The counters stay as they are."""
+        logits, parts = [], []
+        for part in x.split(batch_size):
+            output = self.model(part, normalized=True)
+            logits.append(output.logits)
+            parts.append([_only(rows, units, w) for rows, units, w in zip(output.hidden, self.units, self.model.weights)])
+        self.logits = torch.cat(logits)
+        self.hidden = [_concatenate([layers[i] for layers in parts]) for i in range(len(self.units))]
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, list[Rows]]:
+        """Logits and selected activations of some of the samples."""
+        return self.logits[rows], [take(hidden, rows) for hidden in self.hidden]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, counters and index sets; the evaluation is repeated after a resume and gives the same bits."""
+        named = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        return named | {f"units{i}": units for i, units in enumerate(self.units)}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], model: SDMLP) -> Teacher:
+        """The teacher that `tensors` came from; `model` gives the shape."""
+        units = [tensors[f"units{i}"].to(model.output_weight.device) for i in range(len(model.weights))]
+        teacher = cls(model, units)
+        prefix = "model."
+        teacher.model.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        return teacher
+
+
+def take(rows: Rows, samples: Tensor) -> Rows:
+    """The activations of some samples, in the order given: samples (B,) int64."""
+    starts = rows.offsets[:-1][samples]
+    lengths = rows.offsets[1:][samples] - starts
+    offsets = torch.zeros(len(samples) + 1, dtype=torch.int64, device=lengths.device)
+    torch.cumsum(lengths, 0, out=offsets[1:])
+    total = int(offsets[-1])
+    source = torch.repeat_interleave(starts - offsets[:-1], lengths, output_size=total)
+    source += torch.arange(total, device=source.device)
+    return Rows(rows.values[source], rows.indices[source], offsets, rows.threshold[samples])
+
+
+def _only(rows: Rows, units: Tensor, weight: Tensor) -> Rows:
+    """The entries whose neuron is one of `units`."""
+    selected = torch.zeros(len(weight), dtype=torch.bool, device=units.device)
+    selected[units] = True
+    kept = selected[rows.indices]
+    before = torch.zeros(len(kept) + 1, dtype=torch.int64, device=kept.device)
+    torch.cumsum(kept, 0, out=before[1:])
+    return Rows(rows.values[kept], rows.indices[kept], before[rows.offsets], rows.threshold)
+
+
+def _concatenate(parts: list[Rows]) -> Rows:
+    """One Rows over all samples of the parts, in order."""
+    counts = torch.cat([p.offsets.diff() for p in parts])
+    offsets = torch.zeros(len(counts) + 1, dtype=torch.int64, device=counts.device)
+    torch.cumsum(counts, 0, out=offsets[1:])
+    return Rows(*(torch.cat(column) for column in zip(*((p.values, p.indices) for p in parts))), offsets,
+                torch.cat([p.threshold for p in parts]))  # fmt: skip

@@ -1,0 +1,135 @@
+"""What runs an epoch: one differentiable operation at a time (`autograd`), or one native call (`fused`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+import ssd_kernels
+
+from .errors import BadInput
+from .methods import Batch
+from .model import SDMLP, activity, predict
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+PARTS = ("loss", "ce", "kd_hidden", "kd_logits", "penalty")
+ROW_KINDS = ("certified", "refreshed", "scanned")
+
+
+@dataclass
+class EpochSums:
+    """What an epoch adds up, part by part, so that an interrupted epoch can go on where it stopped."""
+
+    samples: int = 0
+    parts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ROW_KINDS, 0))
+
+    def means(self) -> dict[str, float]:
+        return {name: value / max(self.samples, 1) for name, value in self.parts.items()}
+
+
+class AutogradEngine:
+    """Forward, backward, clip, SGD and projection through the public operations of ssd_kernels.
+
+    With plain SGD and no penalty only rows with a gradient move, so only those are updated and projected; that is the
+    dense step up to rounding. Otherwise all rows are.
+    """
+
+    name = "autograd"
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.config = trainer, trainer.config
+        self.model, self.method = trainer.model, trainer.method
+        self.parameters = list(self.model.parameters())
+        sparse = isinstance(self.model, SDMLP) and self.config.momentum == 0 and not self.method.touches_all_rows
+        self.step = self._step_touched_rows if sparse else self._step_all_rows
+        self.velocity: list[Tensor] = []
+        if self.config.momentum:
+            self.velocity = [torch.zeros_like(p) for p in self.parameters]
+        if isinstance(self.model, SDMLP):
+            self.model.sparse_grad = sparse
+
+    def train_epoch(self, order: Tensor, sums: EpochSums, interrupted: Callable[[], bool]) -> int:
+        """Trains on the task's rows in `order`; stops early when interrupted. Returns how many rows were used."""
+        trainer, used = self.trainer, 0
+        for rows in order.split(self.config.batch_size):
+            if interrupted():
+                break
+            loss = self.method.loss(self.model, Batch(trainer.x[rows], trainer.y[rows], rows))
+            total = loss.total.item()
+            if total != total or total in (float("inf"), float("-inf")):
+                raise BadInput(
+                    f"training: the loss became {total} in task {trainer.progress.stage}, epoch "
+                    f"{trainer.progress.epoch}; try a smaller --lr (it is {self.config.lr})"
+                )
+            loss.total.backward()
+            self.step()
+            self.model.count(loss.output.hidden)
+            self.method.after_step(trainer)
+            used += len(rows)
+            sums.samples += len(rows)
+            sums.parts["loss"] += total * len(rows)
+            for name, value in loss.parts.items():
+                sums.parts[name] += value.item() * len(rows)
+            sums.rows["scanned"] += len(rows)
+        return used
+
+    def predict(self, x: Tensor) -> Tensor:
+        return predict(self.model, x)
+
+    def activity(self, x: Tensor) -> list[Tensor]:
+        return activity(self.model, x)
+
+    @torch.no_grad()
+    def _clip_scale(self, gradients: list[Tensor]) -> float:
+        """min(1, max / (norm + 1e-6)) of the global norm, which is summed in fp64."""
+        if self.config.max_grad_norm is None:
+            return 1.0
+        squares = sum(torch.linalg.vector_norm(g, dtype=torch.float64).item() ** 2 for g in gradients)
+        return min(1.0, self.config.max_grad_norm / (squares**0.5 + 1e-6))
+
+    @torch.no_grad()
+    def _step_touched_rows(self) -> None:
+        model = self.model
+        touched = [weight.grad for weight in model.weights]
+        output = model.output_weight
+        scale = self._clip_scale([*(g._values() for g in touched), output.grad])
+        for weight, grad in zip(model.weights, touched):
+            ssd_kernels.sparse_update_(
+                weight, grad._indices()[0], grad._values(), lr=self.config.lr, scale=scale, backend=self.config.backend
+            )
+            weight.grad = None
+        output.sub_(output.grad, alpha=self.config.lr * scale).clamp_(min=0)
+        output.grad = None
+
+    @torch.no_grad()
+    def _step_all_rows(self) -> None:
+        gradients = [p.grad for p in self.parameters]
+        scale = self._clip_scale(gradients)
+        for i, (parameter, grad) in enumerate(zip(self.parameters, gradients)):
+            if scale != 1.0:
+                grad = grad * scale
+            if self.velocity:
+                grad = self.velocity[i].mul_(self.config.momentum).add_(grad)
+            parameter.add_(grad, alpha=-self.config.lr)
+            parameter.grad = None
+        if isinstance(self.model, SDMLP):
+            self.model.project()
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f"velocity{i}": v for i, v in enumerate(self.velocity)}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        for i, velocity in enumerate(self.velocity):
+            velocity.copy_(tensors[f"velocity{i}"])
+
+
+def make_engine(trainer: Trainer) -> AutogradEngine:
+    """The engine that runs this training."""
+    return AutogradEngine(trainer)

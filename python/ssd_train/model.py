@@ -1,0 +1,166 @@
+"""The networks: SDMLP with one or more hidden layers, and the ReLU MLP that the baselines use."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import ssd_kernels
+from ssd_kernels import Rows
+
+from .errors import BadInput
+
+EPS = 1e-12
+
+
+class Output(NamedTuple):
+    """What a forward pass returns.
+
+    logits: (B, C) float. hidden: the active neurons of each hidden layer (empty for the ReLU MLP).
+    """
+
+    logits: Tensor
+    hidden: list[Rows]
+
+
+class SDMLP(nn.Module):
+    """Sparse distributed memory MLP: unit addresses, Top-K with GABA inhibition, no biases.
+
+    Per layer: x <- relu(x) / ||x||, a = max(W x, 0), h = relu(a - g I) with I the (K+1)-th largest of a and g the
+    GABA coefficient; then y = V h (algorithm of the SDMLP paper; Eq. 1-3 there).
+
+    `sparse_grad` makes the gradients of the addresses row-sparse, as the touched-rows update needs them.
+
+    Args:
+        dim: D, inputs. classes: C. neurons: R per hidden layer. k: K. layers: number of hidden layers.
+        gaba_switch: S, activations after which a neuron is fully inhibited; None means g = 1 from the start.
+        backend: implementation of the operations.
+    """
+
+    def __init__(
+        self, dim: int, classes: int, neurons: int, k: int, *, layers: int = 1, gaba_switch: float | None = None,
+        backend: str = "auto",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if not 1 <= k < neurons:
+            raise ValueError(f"k: got {k}, allowed is 1 .. {neurons - 1} (below the {neurons} neurons)")
+        self.k, self.gaba_switch, self.backend = k, gaba_switch, backend
+        self.sparse_grad = False
+        sizes = [dim] + [neurons] * layers
+        self.weights = nn.ParameterList(
+            nn.Parameter(nn.Linear(d, r, bias=False).weight.detach()) for d, r in zip(sizes[:-1], sizes[1:])
+        )
+        self.output_weight = nn.Parameter(nn.Linear(neurons, classes, bias=False).weight.detach())
+        for layer in range(layers):
+            self.register_buffer(f"counts{layer}", torch.zeros(neurons, dtype=torch.int64))
+        self.project()
+
+    @property
+    def counts(self) -> list[Tensor]:
+        """The GABA counters c of each hidden layer: (R,) int64, how often each neuron was active in training."""
+        return [getattr(self, f"counts{layer}") for layer in range(len(self.weights))]
+
+    def gaba(self, counts: Tensor) -> Tensor:
+        """g = clip(-1 + 2 c / S, -1, 1) per neuron, computed in fp64: (R,) in the weights' dtype."""
+        dtype = self.output_weight.dtype
+        if self.gaba_switch is None:
+            return torch.ones_like(counts, dtype=dtype)
+        return (counts.double() * (2.0 / self.gaba_switch) - 1.0).clamp_(-1.0, 1.0).to(dtype)
+
+    def forward(self, x: Tensor, *, normalized: bool = False) -> Output:
+        """Logits and active neurons of x: (B, D). The counters are read, never changed.
+
+        Args:
+            normalized: x already went through relu and unit norm (`ssd_kernels.normalize_inputs`).
+        """
+        hidden: list[Rows] = []
+        for weight, counts in zip(self.weights, self.counts):
+            if hidden:
+                x = _dense(hidden[-1], weight.shape[1])
+                x = x / x.norm(dim=1, keepdim=True).clamp_min(EPS)
+            elif not normalized:
+                x = ssd_kernels.normalize_inputs(x)
+            g = self.gaba(counts)
+            hidden.append(
+                ssd_kernels.gaba_linear(
+                    x, weight, self.k, g, output="rows", sparse_grad=self.sparse_grad, backend=self.backend
+                )
+            )
+        return Output(ssd_kernels.sparse_linear(hidden[-1], self.output_weight, backend=self.backend), hidden)
+
+    @torch.no_grad()
+    def count(self, hidden: list[Rows]) -> None:
+        """Adds a training batch's activity to the GABA counters: c_j += samples with h_j > 0."""
+        for counts, rows in zip(self.counts, hidden):
+            counts += ssd_kernels.activation_counts(rows, len(counts))
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Dale's principle and unit addresses: all weights at least 0, each row of W of norm 1 (a zero row stays)."""
+        for weight in self.weights:
+            weight.clamp_(min=0)
+            weight /= weight.norm(dim=1, keepdim=True).clamp_min_(EPS)
+        self.output_weight.clamp_(min=0)
+
+
+class ReLUMLP(nn.Module):
+    """Linear, ReLU, ..., Linear, all with biases: the network of the dense baselines."""
+
+    def __init__(self, dim: int, classes: int, neurons: int, *, layers: int = 1) -> None:
+        super().__init__()
+        sizes = [dim] + [neurons] * layers
+        self.hidden = nn.ModuleList(nn.Linear(d, r) for d, r in zip(sizes[:-1], sizes[1:]))
+        self.output = nn.Linear(neurons, classes)
+
+    def forward(self, x: Tensor, *, normalized: bool = False) -> Output:
+        """Logits of x: (B, D); `normalized` is accepted for the sake of one signature and changes nothing."""
+        for layer in self.hidden:
+            x = torch.relu(layer(x))
+        return Output(self.output(x), [])
+
+    def count(self, hidden: list[Rows]) -> None:
+        """A ReLU MLP counts nothing."""
+
+
+def _dense(rows: Rows, neurons: int) -> Tensor:
+    """The activations as (B, R), differentiable in the values."""
+    batch = len(rows.offsets) - 1
+    sample = torch.repeat_interleave(torch.arange(batch, device=rows.values.device), rows.offsets.diff())
+    flat = rows.values.new_zeros(batch * neurons).index_put((sample * neurons + rows.indices,), rows.values)
+    return flat.view(batch, neurons)
+
+
+def build_model(kind: str, *, dim: int, classes: int, neurons: int, layers: int, k: int, gaba_switch: float | None,
+                backend: str, dtype: torch.dtype, device: str) -> nn.Module:  # fmt: skip
+    """A fresh network from the global random state. The fp32 draw is the same for every dtype and device."""
+    if kind == "relu":
+        model: nn.Module = ReLUMLP(dim, classes, neurons, layers=layers)
+    elif kind == "sdmlp":
+        model = SDMLP(dim, classes, neurons, k, layers=layers, gaba_switch=gaba_switch, backend=backend)
+    else:
+        raise BadInput(f"model: got {kind!r}, allowed is sdmlp or relu")
+    return model.to(device=device, dtype=dtype)
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy that needs no gradient: the teacher."""
+    return copy.deepcopy(model).requires_grad_(False)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, x: Tensor, batch_size: int = 1024) -> Tensor:
+    """Logits of prepared inputs x: (N, D), in batches: (N, C)."""
+    return torch.cat([model(part, normalized=True).logits for part in x.split(batch_size)])
+
+
+@torch.no_grad()
+def activity(model: SDMLP, x: Tensor, batch_size: int = 1024) -> list[Tensor]:
+    """Per hidden layer, how many of the prepared samples x: (N, D) activate each neuron: (R,) int64."""
+    totals = [torch.zeros_like(counts) for counts in model.counts]
+    for part in x.split(batch_size):
+        for total, rows in zip(totals, model(part, normalized=True).hidden):
+            total += ssd_kernels.activation_counts(rows, len(total))
+    return totals

@@ -1,0 +1,236 @@
+"""Trains one seed: tasks, epochs, evaluation, checkpoints. What a step does is the engine's and the method's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ssd_kernels
+
+from . import __version__, metrics
+from .checkpoint import CheckpointFolder, write_tensors
+from .config import TrainConfig, as_dict, model_kind, parse_gaba_switch
+from .data import Dataset, make_tasks
+from .data.tasks import class_order
+from .engines import EpochSums, make_engine
+from .methods import METHODS
+from .model import SDMLP, build_model
+
+MAX_HEATMAP_NEURONS = 16_384
+
+
+@dataclass
+class Progress:
+    """Where a run stands, beside its tensors: what a checkpoint's JSON document holds."""
+
+    seed: int
+    stage: int = 0
+    started: bool = False
+    epoch: int = 0
+    position: int = 0
+    finished: bool = False
+    matrix: list[list[float | None]] = field(default_factory=list)
+    matrix_taw: list[list[float | None]] = field(default_factory=list)
+    accuracy: float | None = None
+    accuracy_taw: float | None = None
+    initial: list[float | None] | None = None
+    loss_parts: list[dict[str, Any]] = field(default_factory=list)
+    rows: dict[str, int] = field(default_factory=lambda: {"certified": 0, "refreshed": 0, "scanned": 0})
+    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "eval": 0.0, "total": 0.0})
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state is saved."""
+
+
+class Trainer:
+    """One seed of a run. `fit` trains from the newest checkpoint in `folder`, or from the start."""
+
+    def __init__(self, config: TrainConfig, data: Dataset, seed: int, folder: Path, *,
+                 interrupted: Callable[[], bool] = lambda: False,
+                 report: Callable[[Trainer], None] = lambda trainer: None) -> None:  # fmt: skip
+        self.config, self.data, self.folder = config, data, folder
+        self.interrupted, self.report = interrupted, report
+        self.order = class_order(data.classes, config.order, seed)
+        self.tasks = make_tasks(data, self.order, config.classes_per_task)
+        self.method = METHODS[config.method](config)
+        self.stages = self.method.stages(self.tasks)
+        self.progress, self.sums = Progress(seed), EpochSums()
+        self.generator = torch.Generator().manual_seed(seed)
+        self.epoch_order: Tensor | None = None
+        self.history: list[list[float]] = []
+        self.snapshots: list[Tensor] = []
+        self.checkpoints = CheckpointFolder(folder / "checkpoint")
+        self.last_save = time.monotonic()
+        self._build(seed)
+
+    def _build(self, seed: int) -> None:
+        config, data = self.config, self.data
+        dtype = getattr(torch, config.dtype)
+        torch.manual_seed(seed)
+        switch = parse_gaba_switch(config.gaba_switch)
+        if switch == "auto":
+            switch = max(0.2 * config.epochs * len(self.stages[0]), 1.0)
+        self.model = build_model(
+            model_kind(config), dim=data.dim, classes=data.classes, neurons=config.neurons, layers=config.layers,
+            k=config.k, gaba_switch=switch, backend=config.backend, dtype=dtype, device=config.device,
+        )  # fmt: skip
+        self.x_train, self.x_test = (self.prepare_inputs(x) for x in (data.x_train, data.x_test))
+        self.y_train, self.y_test = data.y_train.to(config.device), data.y_test.to(config.device)
+        step = max(1, len(self.x_test) // max(config.probe_size, 1))
+        self.probe = self.x_test[::step][: config.probe_size]
+        self.engine = make_engine(self)
+
+    def prepare_inputs(self, x: Tensor) -> Tensor:
+        """What the first layer sees: relu and unit norm for SDMLP (once, not per step), x itself for the ReLU MLP."""
+        x = x.to(device=self.config.device, dtype=getattr(torch, self.config.dtype))
+        return ssd_kernels.normalize_inputs(x) if isinstance(self.model, SDMLP) else x
+
+    def fit(self) -> None:
+        """Trains every stage and leaves model.safetensors and a finished checkpoint.
+
+        Raises:
+            Interrupted: stopped by `interrupted`, state saved.
+        """
+        begin, spent = time.monotonic(), self._resume()
+        try:
+            if self.progress.initial is None:
+                self.progress.initial, _ = self.evaluate()[:2]
+            while self.progress.stage < len(self.stages):
+                self._run_stage()
+        finally:
+            self.progress.seconds["total"] = spent + time.monotonic() - begin
+        if not self.progress.finished:
+            self.progress.finished = True
+            self.save_model()
+            self.save()
+
+    def _run_stage(self) -> None:
+        progress, rows = self.progress, self.stages[self.progress.stage]
+        self.x, self.y = self.x_train[rows], self.y_train[rows]
+        if not progress.started:
+            self.method.before_task(self)
+            progress.started = True
+        self.method.prepare(self)
+        while progress.epoch < self.config.epochs:
+            self._run_epoch()
+        self.method.after_task(self)
+        self._end_stage()
+        self.save()
+
+    def _run_epoch(self) -> None:
+        progress, begin = self.progress, time.monotonic()
+        if self.epoch_order is None:
+            self.epoch_order = torch.randperm(len(self.x), generator=self.generator)
+            self.sums = EpochSums()
+        rest = self.epoch_order[progress.position :]
+        progress.position += self.engine.train_epoch(rest, self.sums, self.interrupted)
+        progress.seconds["train"] += time.monotonic() - begin
+        if progress.position < len(self.epoch_order):
+            self.save()
+            raise Interrupted
+        progress.epoch, progress.position, self.epoch_order = progress.epoch + 1, 0, None
+        for kind, count in self.sums.rows.items():
+            progress.rows[kind] += count
+        if progress.epoch % self.eval_every == 0 or progress.epoch == self.config.epochs:
+            self._log_point()
+        self.report(self)
+        if time.monotonic() - self.last_save >= self.config.checkpoint_seconds:
+            self.save()
+
+    @property
+    def eval_every(self) -> int:
+        return self.config.eval_every or max(1, self.config.epochs // 10)
+
+    def _log_point(self) -> None:
+        """One point of the curves: losses, accuracies, and the probe set's winners."""
+        tag, taw, accuracy, accuracy_taw = self.evaluate()
+        means = self.sums.means()
+        point = [self.progress.stage, self.progress.epoch, *means.values(), accuracy, accuracy_taw, *tag]
+        self.history.append([float("nan") if value is None else float(value) for value in point])
+        if isinstance(self.model, SDMLP) and len(self.probe) and self.config.neurons <= MAX_HEATMAP_NEURONS:
+            self.snapshots.append(self.engine.activity(self.probe)[0].to("cpu", torch.int32))
+
+    def _end_stage(self) -> None:
+        progress = self.progress
+        tag, taw, progress.accuracy, progress.accuracy_taw = self.evaluate()
+        empty: list[float | None] = [None] * len(self.tasks)
+        while len(progress.matrix) < self._row_of(progress.stage):
+            progress.matrix.append(list(empty))
+            progress.matrix_taw.append(list(empty))
+        progress.matrix.append(tag)
+        progress.matrix_taw.append(taw)
+        progress.loss_parts.append({"task": progress.stage, **self.sums.means()})
+        progress.stage, progress.epoch, progress.started = progress.stage + 1, 0, False
+        self.sums = EpochSums()
+
+    def _row_of(self, stage: int) -> int:
+        """The row of the accuracy matrix that a stage fills: its own, or the last one when one stage sees all."""
+        return stage + len(self.tasks) - len(self.stages)
+
+    def evaluate(self) -> tuple[list, list, float | None, float | None]:
+        """TAg and TAw accuracy of every task's test samples, and both over all samples."""
+        begin = time.monotonic()
+        logits = self.engine.predict(self.x_test)
+        pairs = [
+            metrics.accuracies(logits[rows], self.y_test[rows], classes)
+            for rows, classes in zip(self.tasks.test, self.tasks.classes)
+        ]
+        tag, taw = [p[0] for p in pairs], [p[1] for p in pairs]
+        sizes = [len(rows) for rows in self.tasks.test]
+        self.progress.seconds["eval"] += time.monotonic() - begin
+        return tag, taw, metrics.weighted(tag, sizes), metrics.weighted(taw, sizes)
+
+    def tensors(self) -> dict[str, Tensor]:
+        named = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        named |= {f"method.{k}": v for k, v in self.method.tensors().items()}
+        named |= {f"engine.{k}": v for k, v in self.engine.tensors().items()}
+        named |= {"generator": self.generator.get_state(), "random_state": torch.get_rng_state()}
+        named["history"] = torch.tensor(self.history, dtype=torch.float64)
+        if self.epoch_order is not None:
+            named["epoch_order"] = self.epoch_order
+        if self.snapshots:
+            named["snapshots"] = torch.stack(self.snapshots)
+        return named
+
+    def save(self) -> None:
+        """Writes a checkpoint."""
+        state = {"config": as_dict(self.config), "version": __version__, "progress": asdict(self.progress),
+                 "sums": asdict(self.sums)}  # fmt: skip
+        self.checkpoints.save(self.tensors(), state)
+        self.last_save = time.monotonic()
+
+    def _resume(self) -> float:
+        """Takes the newest checkpoint's state, if there is one. Returns the seconds spent before it."""
+        found = self.checkpoints.load()
+        if found is None:
+            return 0.0
+        tensors, state = found
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.model.load_state_dict(under("model."))
+        self.method.load_tensors(under("method."), self)
+        self.engine.load_tensors(under("engine."))
+        self.generator.set_state(tensors["generator"])
+        torch.set_rng_state(tensors["random_state"])
+        self.history = tensors["history"].tolist()
+        self.snapshots = list(tensors["snapshots"]) if "snapshots" in tensors else []
+        self.epoch_order = tensors.get("epoch_order")
+        self.progress, self.sums = Progress(**state["progress"]), EpochSums(**state["sums"])
+        return self.progress.seconds["total"]
+
+    def save_model(self) -> None:
+        """Writes model.safetensors: the weights, and in its metadata all that `eval` needs."""
+        state = {"config": as_dict(self.config), "version": __version__, "seed": self.progress.seed,
+                 "data": self.data.describe(), "order": self.order,
+                 "gaba_switch": getattr(self.model, "gaba_switch", None)}  # fmt: skip
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(self.folder / "model.safetensors", self.model.state_dict(), state)
