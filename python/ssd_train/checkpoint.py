@@ -72,7 +72,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no container)
     except (SafetensorError, OSError) as error:
-        raise BadInput(f"{path}: cannot be read ({str(error).splitlines()[0]}); it is truncated, damaged or of another kind") from None
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"{path}: cannot be read ({reason}); it is truncated, damaged or of another kind") from None
     if metadata.get("format") != FORMAT or "state" not in metadata:
         raise BadInput(f"{path}: not written by ssd-train (its metadata has no format {FORMAT})")
     if metadata.get("sha256") != _digest(tensors, metadata["state"]):
@@ -123,5 +124,5 @@ class CheckpointFolder:
         try:
             return read_tensors(files[-1])
         except BadInput as error:
-            rest = f"delete it to continue from {files[-2].name}" if len(files) > 1 else "delete it to start this seed afresh"
-            raise BadInput(f"{error}; {rest}") from None
+            rest = f"continue from {files[-2].name}" if len(files) > 1 else "start this seed afresh"
+            raise BadInput(f"{error}; delete it to {rest}") from None

@@ -45,7 +45,7 @@ class TrainConfig:
     kl: Literal["forward", "reverse"] = _option("forward", "forward: KL(teacher || student); reverse: as Eq. 2-3 print")
     order: str = _option("ordinal", "order of the classes: ordinal, seed:N, numpy:N, or seed (the run's seed)")
     classes_per_task: int = _option(2, "classes per task; the last task takes what is left")
-    seeds: int | str | list[int] = _option("0", "0, 0,1,2 or 0-4; one run each")
+    seeds: int | str | list[int] = _option("0", "0, 0,1,2 or 0-4; one run each")  # noqa: RUF009
     device: str = _option("cpu", "cpu, cuda or cuda:N")
     dtype: Literal["float32", "float64"] = _option("float32", "floating-point type of weights and inputs")
     backend: str = _option("auto", "implementation of the operations: auto, reference, cpu, triton or cuda")
@@ -77,10 +77,7 @@ def recipe_settings(name: str) -> dict[str, Any]:
 def parse_seeds(value: int | str | list[int]) -> list[int]:
     """`0`, `0,1,2`, `0-4` or a list, as a list without repeats."""
     allowed = "a seed, a list like 0,1,2, or a range like 0-4 (seeds are 0 .. 2**32 - 1)"
-    if isinstance(value, list):
-        parts = [str(item) for item in value]
-    else:
-        parts = str(value).strip().strip("[]").split(",")
+    parts = [str(item) for item in value] if isinstance(value, list) else str(value).strip().strip("[]").split(",")
     seeds: list[int] = []
     for part in parts:
         first, dash, last = part.strip().partition("-")

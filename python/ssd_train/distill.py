@@ -36,7 +36,8 @@ class Teacher:
         for part in x.split(batch_size):
             output = self.model(part, normalized=True)
             logits.append(output.logits)
-            parts.append([_only(rows, units, w) for rows, units, w in zip(output.hidden, self.units, self.model.weights)])
+            layers = zip(output.hidden, self.units, self.model.weights)
+            parts.append([_only(rows, units, len(weight)) for rows, units, weight in layers])
         self.logits = torch.cat(logits)
         self.hidden = [_concatenate([layers[i] for layers in parts]) for i in range(len(self.units))]
 
@@ -71,9 +72,9 @@ def take(rows: Rows, samples: Tensor) -> Rows:
     return Rows(rows.values[source], rows.indices[source], offsets, rows.threshold[samples])
 
 
-def _only(rows: Rows, units: Tensor, weight: Tensor) -> Rows:
+def _only(rows: Rows, units: Tensor, neurons: int) -> Rows:
     """The entries whose neuron is one of `units`."""
-    selected = torch.zeros(len(weight), dtype=torch.bool, device=units.device)
+    selected = torch.zeros(neurons, dtype=torch.bool, device=units.device)
     selected[units] = True
     kept = selected[rows.indices]
     before = torch.zeros(len(kept) + 1, dtype=torch.int64, device=kept.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -51,7 +52,7 @@ class SDMLP(nn.Module):
         self.sparse_grad = False
         sizes = [dim] + [neurons] * layers
         self.weights = nn.ParameterList(
-            nn.Parameter(nn.Linear(d, r, bias=False).weight.detach()) for d, r in zip(sizes[:-1], sizes[1:])
+            nn.Parameter(nn.Linear(d, r, bias=False).weight.detach()) for d, r in itertools.pairwise(sizes)
         )
         self.output_weight = nn.Parameter(nn.Linear(neurons, classes, bias=False).weight.detach())
         for layer in range(layers):
@@ -112,7 +113,7 @@ class ReLUMLP(nn.Module):
     def __init__(self, dim: int, classes: int, neurons: int, *, layers: int = 1) -> None:
         super().__init__()
         sizes = [dim] + [neurons] * layers
-        self.hidden = nn.ModuleList(nn.Linear(d, r) for d, r in zip(sizes[:-1], sizes[1:]))
+        self.hidden = nn.ModuleList(nn.Linear(d, r) for d, r in itertools.pairwise(sizes))
         self.output = nn.Linear(neurons, classes)
 
     def forward(self, x: Tensor, *, normalized: bool = False) -> Output:

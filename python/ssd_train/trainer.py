@@ -150,7 +150,7 @@ class Trainer:
 
     def _log_point(self) -> None:
         """One point of the curves: losses, accuracies, and the probe set's winners."""
-        tag, taw, accuracy, accuracy_taw = self.evaluate()
+        tag, _, accuracy, accuracy_taw = self.evaluate()
         means = self.sums.means()
         point = [self.progress.stage, self.progress.epoch, *means.values(), accuracy, accuracy_taw, *tag]
         self.history.append([float("nan") if value is None else float(value) for value in point])

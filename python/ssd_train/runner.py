@@ -1,0 +1,128 @@
+"""`ssd-train run`: every seed of a run, its files and what is printed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from . import data as datasets
+from . import plots, results
+from .checkpoint import write_atomic
+from .config import FREE_ON_RESUME, TrainConfig, as_dict, check, dump, parse_seeds, read_config
+from .data import Dataset
+from .engines import PARTS
+from .errors import BadInput
+from .run_folder import StopSignals, claimed
+from .trainer import Interrupted, Trainer
+
+LABELS = {
+    "accuracy": "accuracy",
+    "accuracy_taw": "accuracy, task known",
+    "bwt": "BWT",
+    "forgetting": "forgetting",
+    "fwt": "FWT",
+}
+
+
+def run(config: TrainConfig, argv: list[str]) -> int:
+    """Trains, writes and prints. Returns the exit code: 0, or 130 / 143 when interrupted.
+
+    Raises:
+        BadInput: something given cannot be used; nothing was changed.
+    """
+    check(config)
+    data = datasets.load(config.data)
+    datasets.make_tasks(data, datasets.tasks.class_order(data.classes, config.order), config.classes_per_task)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    with claimed(Path(config.out), resume=config.resume, overwrite=config.overwrite) as out:
+        _same_settings(config, out)
+        write_atomic(out / "config.yaml", dump(config).encode())
+        with StopSignals() as stop:
+            try:
+                trainers = _train(config, data, out, stop)
+            except Interrupted:
+                again = f"ssd-train run --resume --out {out}"
+                print(f"ssd-train: interrupted, state saved; continue with: {again}", file=sys.stderr)
+                return 128 + stop.received
+            summary = results.summary(config, data, trainers, argv)
+            results.write(out, summary, trainers)
+            draw(summary, trainers, out / "plots")
+    print_summary(summary)
+    print(f"written to {out}")
+    return 0
+
+
+def _same_settings(config: TrainConfig, out: Path) -> None:
+    """A resumed run must compute what the saved one does."""
+    path = out / "config.yaml"
+    if not (config.resume and path.exists()):
+        return
+    saved, now = read_config(path), as_dict(config)
+    for name in now:
+        if name not in FREE_ON_RESUME and name in saved and saved[name] != now[name]:
+            option = "--" + name.replace("_", "-")
+            allowed = f"{saved[name]!r}, as the run in {out} was started"
+            raise BadInput(f"{option}: got {now[name]!r}, allowed is {allowed}")
+
+
+def _train(config: TrainConfig, data: Dataset, out: Path, stop: StopSignals) -> list[Trainer]:
+    seeds = parse_seeds(config.seeds)
+    with tqdm(unit="epoch", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+
+        def report(trainer: Trainer) -> None:
+            progress = trainer.progress
+            done = progress.stage * config.epochs + progress.epoch
+            bar.total = len(seeds) * len(trainer.stages) * config.epochs
+            bar.n = seeds.index(progress.seed) * len(trainer.stages) * config.epochs + done
+            bar.set_description(f"seed {progress.seed}, task {progress.stage}", refresh=False)
+            accuracy = trainer.history[-1][2 + len(PARTS)] if trainer.history else float("nan")
+            bar.set_postfix(loss=f"{trainer.sums.means()['loss']:.4f}", acc=f"{accuracy:.3f}", refresh=False)
+            bar.update(0)
+
+        trainers = []
+        for seed in seeds:
+            trainer = Trainer(config, data, seed, out / f"seed-{seed}", interrupted=stop, report=report)
+            trainer.fit()
+            trainers.append(trainer)
+    return trainers
+
+
+def draw(summary: dict[str, Any], trainers: list[Trainer], folder: Path) -> None:
+    """The run's figures, as PNG."""
+    folder.mkdir(exist_ok=True)
+    plots.accuracy_matrix(summary, folder / "accuracy_matrix.png")
+    if trainers[0].history:
+        plots.task_curves(summary, [t.history for t in trainers], len(PARTS), folder / "task_curves.png")
+    if trainers[0].snapshots:
+        snapshots = np.stack([s.numpy() for s in trainers[0].snapshots])
+        plots.neuron_heatmap(summary, snapshots, trainers[0].history, len(trainers[0].probe), folder / "neurons.png")
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """Accuracy, BWT and the accuracy matrix, as the README shows them."""
+    config, data = summary["config"], summary["data"]
+    print(f"{summary['method']} on {data['name']}: {summary['model']}, R {config['neurons']}, K {config['k']}, "
+          f"{config['epochs']} epochs per task, seeds {', '.join(map(str, summary['seeds']))}")  # fmt: skip
+    for key, label in LABELS.items():
+        triple = summary[key]
+        spread = "" if triple["std"] is None else f" +- {triple['std']:.4f}"
+        print(f"  {label:22s}{number(triple['mean'])}{spread}")
+    runs = summary["runs"]
+    tasks = len(runs[0]["accuracy_matrix"])
+    if tasks > 20:
+        return
+    print("  accuracy on task (column) after task (row)" + (", mean over seeds" if len(runs) > 1 else ""))
+    for t in range(tasks):
+        cells = [[run["accuracy_matrix"][t][i] for run in runs] for i in range(t + 1)]
+        shown = ["   -  " if None in c else f"{sum(c) / len(c):6.3f}" for c in cells]
+        print(f"    {t:2d} " + " ".join(shown))
