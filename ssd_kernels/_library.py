@@ -5,6 +5,7 @@ Autocast is applied by each api.py, because its dtype is a setting of the caller
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -31,10 +32,23 @@ def register(
     """
     LIBRARY.define(schema)
     name = "ssd_kernels::" + schema.split("(", 1)[0]
-    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, _outside_autocast(implementation), "CompositeExplicitAutograd")
     torch.library.register_fake(name, fake, lib=LIBRARY)
     if backward is not None:
         torch.library.register_autograd(name, backward, setup_context=setup_context, lib=LIBRARY)
+
+
+def _outside_autocast(implementation: Callable) -> Callable:
+    """The implementation with autocast off: it has chosen its precision already."""
+
+    @functools.wraps(implementation)
+    def run(*arguments):
+        if not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")):
+            return implementation(*arguments)
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return implementation(*arguments)
+
+    return run
 
 
 def register_backward(schema: str, implementation: Callable, fake: Callable) -> None:

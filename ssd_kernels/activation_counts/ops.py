@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from .._library import register
-from ..sparse_linear.ops import _check_indices
+from ..sparse_linear.ops import check_indices
 from . import reference
 
 
 def _counts(values: Tensor, indices: Tensor | None, neurons: int, backend: str) -> Tensor:
     if indices is not None:
-        _check_indices(indices, neurons)
+        check_indices(indices, neurons)
     return reference.activation_counts(values, indices, neurons)
 
 

@@ -1,6 +1,7 @@
 """torch.library registration of the SSD loss: schemas, fakes, derivatives.
 
-The forward pass computes the gradients too; the backward pass only scales them.
+The forward pass computes the gradients too; the backward pass only scales them. It is given the differentiated input
+as well, unused, so that a double backward meets the formula that raises.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def _logits_fake(logits, labels, teacher, old_classes, temperature, reverse, bac
     return scalar, torch.empty_like(scalar), logits.new_empty(logits.shape), grad_kd
 
 
-def _logits_bwd(scale_ce: Tensor, scale_kd: Tensor, grad_ce: Tensor, grad_kd: Tensor) -> Tensor:
+def _logits_bwd(scale_ce: Tensor, scale_kd: Tensor, grad_ce: Tensor, grad_kd: Tensor, logits: Tensor) -> Tensor:
     grad = grad_ce * scale_ce
     return grad if grad_kd.dim() == 1 else grad.add_(grad_kd * scale_kd)
 
@@ -56,7 +57,7 @@ def _logits_bwd(scale_ce: Tensor, scale_kd: Tensor, grad_ce: Tensor, grad_kd: Te
 def _logits_setup(ctx, inputs, output):
     grad_ce, grad_kd = output[2:]
     ctx.mark_non_differentiable(grad_ce, grad_kd)
-    ctx.save_for_backward(grad_ce, grad_kd)
+    ctx.save_for_backward(grad_ce, grad_kd, inputs[0])
 
 
 def _logits_backward(ctx, scale_ce, scale_kd, *_):
@@ -89,13 +90,13 @@ def _hidden_fake(values, indices, offsets, t_values, t_indices, t_offsets, units
     return kd, values.new_empty((values.shape[0], units.shape[0]) if indices is None else values.shape)
 
 
-def _hidden_bwd(scale: Tensor, grad: Tensor, units: Tensor, width: int) -> Tensor:
+def _hidden_bwd(scale: Tensor, grad: Tensor, units: Tensor, values: Tensor, width: int) -> Tensor:
     if width == 0:
         return grad * scale
     return grad.new_zeros(grad.shape[0], width).index_copy_(1, units, grad * scale)
 
 
-def _hidden_bwd_fake(scale, grad, units, width):
+def _hidden_bwd_fake(scale, grad, units, values, width):
     return grad.new_empty(grad.shape) if width == 0 else grad.new_empty(grad.shape[0], width)
 
 
@@ -103,7 +104,7 @@ def _hidden_setup(ctx, inputs, output):
     values, indices, units = inputs[0], inputs[1], inputs[6]
     ctx.width = values.shape[1] if indices is None else 0
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1], units)
+    ctx.save_for_backward(output[1], units, values)
 
 
 def _hidden_backward(ctx, scale, _):
@@ -111,12 +112,14 @@ def _hidden_backward(ctx, scale, _):
 
 
 register_backward(
-    "distill_logits_bwd(Tensor scale_ce, Tensor scale_kd, Tensor grad_ce, Tensor grad_kd) -> Tensor",
+    "distill_logits_bwd(Tensor scale_ce, Tensor scale_kd, Tensor grad_ce, Tensor grad_kd, Tensor logits) -> Tensor",
     _logits_bwd,
-    lambda scale_ce, scale_kd, grad_ce, grad_kd: torch.empty_like(grad_ce),
+    lambda scale_ce, scale_kd, grad_ce, grad_kd, logits: torch.empty_like(grad_ce),
 )
 register_backward(
-    "distill_hidden_bwd(Tensor scale, Tensor grad, Tensor units, int width) -> Tensor", _hidden_bwd, _hidden_bwd_fake
+    "distill_hidden_bwd(Tensor scale, Tensor grad, Tensor units, Tensor values, int width) -> Tensor",
+    _hidden_bwd,
+    _hidden_bwd_fake,
 )
 register(
     "distill_logits(Tensor logits, Tensor labels, Tensor? teacher, Tensor? old_classes, float temperature,"

@@ -17,15 +17,28 @@ def _dense_fwd_fake(x, weight, g, k, sparse_grad, backend):
     return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0])
 
 
-def _dense_bwd(grad_h: Tensor, h: Tensor, x: Tensor, weight: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    return reference.gaba_linear_backward(grad_h, h, x, weight)
+def _dense_bwd(
+    grad_h: Tensor, h: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    return _needed(reference.gaba_linear_backward(grad_h, h, x, weight), need_x, need_weight)
 
 
-def _dense_bwd_fake(grad_h, h, x, weight, backend):
-    return torch.empty_like(x, memory_format=torch.contiguous_format), weight.new_empty(weight.shape)
+def _needed(grads: tuple[Tensor, Tensor], need_x: bool, need_weight: bool) -> tuple[Tensor, Tensor]:
+    """The gradients that are asked for, empty ones in the place of the others."""
+    return tuple(grad if need else grad.new_empty(0) for grad, need in zip(grads, (need_x, need_weight)))
 
 
-def _rows_fwd(x: Tensor, weight: Tensor, g: Tensor, k: int, sparse_grad: bool, backend: str):
+def _bwd_fake(x, weight, need_x, need_weight):
+    return x.new_empty(x.shape if need_x else (0,)), weight.new_empty(weight.shape if need_weight else (0,))
+
+
+def _dense_bwd_fake(grad_h, h, x, weight, need_x, need_weight, backend):
+    return _bwd_fake(x, weight, need_x, need_weight)
+
+
+def _rows_fwd(
+    x: Tensor, weight: Tensor, g: Tensor, k: int, sparse_grad: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     h, threshold = reference.gaba_linear(x, weight, g, k)
     return (*reference.dense_to_rows(h), threshold)
 
@@ -41,37 +54,47 @@ def _rows_fwd_fake(x, weight, g, k, sparse_grad, backend):
 
 
 def _rows_bwd(
-    grad_values: Tensor, values: Tensor, indices: Tensor, offsets: Tensor, x: Tensor, weight: Tensor, backend: str
+    grad_values: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    need_x: bool,
+    need_weight: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     grad_h = reference.rows_to_dense(grad_values, indices, offsets, weight.shape[0])
     h = reference.rows_to_dense(values, indices, offsets, weight.shape[0])
-    return reference.gaba_linear_backward(grad_h, h, x, weight)
+    return _needed(reference.gaba_linear_backward(grad_h, h, x, weight), need_x, need_weight)
 
 
-def _rows_bwd_fake(grad_values, values, indices, offsets, x, weight, backend):
-    return torch.empty_like(x, memory_format=torch.contiguous_format), weight.new_empty(weight.shape)
+def _rows_bwd_fake(grad_values, values, indices, offsets, x, weight, need_x, need_weight, backend):
+    return _bwd_fake(x, weight, need_x, need_weight)
 
 
-def _rows_bwd_sparse(
-    grad_values: Tensor, values: Tensor, indices: Tensor, offsets: Tensor, x: Tensor, weight: Tensor, backend: str
+def _rows_sparse_bwd(
+    grad_values: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    need_x: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x, grad_weight = _rows_bwd(grad_values, values, indices, offsets, x, weight, backend)
+    grad_x, grad_weight = _rows_bwd(grad_values, values, indices, offsets, x, weight, need_x, True, backend)
     neurons = torch.unique(indices[~(values <= 0)].long())
     return grad_x, neurons, grad_weight[neurons]
 
 
-def _rows_bwd_sparse_fake(grad_values, values, indices, offsets, x, weight, backend):
+def _rows_sparse_bwd_fake(grad_values, values, indices, offsets, x, weight, need_x, backend):
     count = torch.library.get_ctx().new_dynamic_size()
     return (
-        torch.empty_like(x, memory_format=torch.contiguous_format),
+        x.new_empty(x.shape if need_x else (0,)),
         x.new_empty(count, dtype=torch.int64),
         weight.new_empty(count, weight.shape[1]),
     )
-
-
-def _sparse_weight_gradient(neurons: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
-    """The coalesced (R, D) COO gradient with one sparse dimension, as nn.Embedding's."""
-    return torch.sparse_coo_tensor(neurons[None], rows, weight.shape, is_coalesced=True, check_invariants=False)
 
 
 def _dense_setup(ctx, inputs, output):
@@ -83,17 +106,14 @@ def _dense_setup(ctx, inputs, output):
 
 def _dense_backward(ctx, grad_h, _):
     x, weight, h = ctx.saved_tensors
-    if ctx.sparse_grad and ctx.needs_input_grad[1]:
+    need_x, need_weight = ctx.needs_input_grad[:2]
+    if ctx.sparse_grad and need_weight:
         values, indices, offsets = reference.dense_to_rows(h)
-        grad_values = grad_h[~(h <= 0)]
-        grad_x, neurons, rows = torch.ops.ssd_kernels.gaba_linear_rows_sparse_bwd(
-            grad_values, values, indices, offsets, x, weight, ctx.backend
-        )
-        grad_weight = _sparse_weight_gradient(neurons, rows, weight)
-    else:
-        grad_x, grad_weight = torch.ops.ssd_kernels.gaba_linear_dense_bwd(grad_h, h, x, weight, ctx.backend)
-    needs_x, needs_weight = ctx.needs_input_grad[:2]
-    return grad_x if needs_x else None, grad_weight if needs_weight else None, None, None, None, None
+        return _sparse_gradients(ctx, grad_h[~(h <= 0)], values, indices, offsets, x, weight)
+    grad_x, grad_weight = torch.ops.ssd_kernels.gaba_linear_dense_bwd(
+        grad_h, h, x, weight, need_x, need_weight, ctx.backend
+    )
+    return grad_x if need_x else None, grad_weight if need_weight else None, None, None, None, None
 
 
 def _rows_setup(ctx, inputs, output):
@@ -105,40 +125,50 @@ def _rows_setup(ctx, inputs, output):
 
 def _rows_backward(ctx, grad_values, *_):
     x, weight, values, indices, offsets = ctx.saved_tensors
-    arguments = (grad_values, values, indices, offsets, x, weight, ctx.backend)
-    if ctx.sparse_grad and ctx.needs_input_grad[1]:
-        grad_x, neurons, rows = torch.ops.ssd_kernels.gaba_linear_rows_sparse_bwd(*arguments)
-        grad_weight = _sparse_weight_gradient(neurons, rows, weight)
-    else:
-        grad_x, grad_weight = torch.ops.ssd_kernels.gaba_linear_rows_bwd(*arguments)
-    needs_x, needs_weight = ctx.needs_input_grad[:2]
-    return grad_x if needs_x else None, grad_weight if needs_weight else None, None, None, None, None
+    need_x, need_weight = ctx.needs_input_grad[:2]
+    if ctx.sparse_grad and need_weight:
+        return _sparse_gradients(ctx, grad_values, values, indices, offsets, x, weight)
+    grad_x, grad_weight = torch.ops.ssd_kernels.gaba_linear_rows_bwd(
+        grad_values, values, indices, offsets, x, weight, need_x, need_weight, ctx.backend
+    )
+    return grad_x if need_x else None, grad_weight if need_weight else None, None, None, None, None
 
 
-_FORWARD_ARGUMENTS = "(Tensor x, Tensor weight, Tensor g, int k, bool sparse_grad, str backend)"
-_ROWS_BWD_ARGUMENTS = (
-    "(Tensor grad_values, Tensor values, Tensor indices, Tensor offsets, Tensor x, Tensor weight, str backend)"
-)
+def _sparse_gradients(ctx, grad_values, values, indices, offsets, x, weight):
+    """The weight's gradient as a coalesced (R, D) COO tensor with one sparse dimension, as nn.Embedding's."""
+    need_x = ctx.needs_input_grad[0]
+    grad_x, neurons, rows = torch.ops.ssd_kernels.gaba_linear_rows_sparse_bwd(
+        grad_values, values, indices, offsets, x, weight, need_x, ctx.backend
+    )
+    grad_weight = torch.sparse_coo_tensor(neurons[None], rows, weight.shape, is_coalesced=True, check_invariants=False)
+    return grad_x if need_x else None, grad_weight, None, None, None, None
+
+
+_FWD = "(Tensor x, Tensor weight, Tensor g, int k, bool sparse_grad, str backend)"
+_ROWS = "Tensor grad_values, Tensor values, Tensor indices, Tensor offsets, Tensor x, Tensor weight, bool need_x"
 register_backward(
-    "gaba_linear_dense_bwd(Tensor grad_h, Tensor h, Tensor x, Tensor weight, str backend) -> (Tensor, Tensor)",
+    "gaba_linear_dense_bwd(Tensor grad_h, Tensor h, Tensor x, Tensor weight, bool need_x, bool need_weight,"
+    " str backend) -> (Tensor, Tensor)",
     _dense_bwd,
     _dense_bwd_fake,
 )
-register_backward(f"gaba_linear_rows_bwd{_ROWS_BWD_ARGUMENTS} -> (Tensor, Tensor)", _rows_bwd, _rows_bwd_fake)
 register_backward(
-    f"gaba_linear_rows_sparse_bwd{_ROWS_BWD_ARGUMENTS} -> (Tensor, Tensor, Tensor)",
-    _rows_bwd_sparse,
-    _rows_bwd_sparse_fake,
+    f"gaba_linear_rows_bwd({_ROWS}, bool need_weight, str backend) -> (Tensor, Tensor)", _rows_bwd, _rows_bwd_fake
+)
+register_backward(
+    f"gaba_linear_rows_sparse_bwd({_ROWS}, str backend) -> (Tensor, Tensor, Tensor)",
+    _rows_sparse_bwd,
+    _rows_sparse_bwd_fake,
 )
 register(
-    f"gaba_linear_dense_fwd{_FORWARD_ARGUMENTS} -> (Tensor, Tensor)",
+    f"gaba_linear_dense_fwd{_FWD} -> (Tensor, Tensor)",
     _dense_fwd,
     _dense_fwd_fake,
     setup_context=_dense_setup,
     backward=_dense_backward,
 )
 register(
-    f"gaba_linear_rows_fwd{_FORWARD_ARGUMENTS} -> (Tensor, Tensor, Tensor, Tensor)",
+    f"gaba_linear_rows_fwd{_FWD} -> (Tensor, Tensor, Tensor, Tensor)",
     _rows_fwd,
     _rows_fwd_fake,
     setup_context=_rows_setup,

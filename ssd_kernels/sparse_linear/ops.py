@@ -9,7 +9,7 @@ from .._library import register, register_backward
 from . import reference
 
 
-def _check_indices(indices: Tensor, width: int) -> None:
+def check_indices(indices: Tensor, width: int) -> None:
     """Refuses an index outside the weight where looking costs no synchronisation."""
     if indices.device.type == "cpu" and indices.numel():
         low, high = int(indices.min()), int(indices.max())
@@ -17,8 +17,17 @@ def _check_indices(indices: Tensor, width: int) -> None:
             raise IndexError(f"indices must be from 0 to R - 1 = {width - 1}, got {low if low < 0 else high}")
 
 
+def check_offsets(offsets: Tensor | None, count: int) -> None:
+    """Refuses offsets that do not cut the entries into samples where looking costs no synchronisation."""
+    if offsets is None or offsets.device.type != "cpu":
+        return
+    if int(offsets[0]) != 0 or int(offsets[-1]) != count or bool((offsets.diff() < 0).any()):
+        raise ValueError(f"offsets must ascend from 0 to nnz = {count}")
+
+
 def _fwd(values: Tensor, indices: Tensor, offsets: Tensor | None, weight: Tensor, backend: str) -> Tensor:
-    _check_indices(indices, weight.shape[1])
+    check_indices(indices, weight.shape[1])
+    check_offsets(offsets, values.numel())
     return reference.sparse_linear(values, indices, offsets, weight)
 
 
@@ -28,14 +37,34 @@ def _fwd_fake(values, indices, offsets, weight, backend):
 
 
 def _bwd(
-    grad_y: Tensor, values: Tensor, indices: Tensor, offsets: Tensor | None, weight: Tensor, backend: str
+    grad_y: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    offsets: Tensor | None,
+    weight: Tensor,
+    need_values: bool,
+    need_weight: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     grad_values, grad_weight = reference.sparse_linear_backward(grad_y, values, indices, offsets, weight)
-    return grad_values.contiguous(), torch.empty_like(weight).copy_(grad_weight)
+    return (
+        grad_values.contiguous() if need_values else values.new_empty(0),
+        _like_weight(weight).copy_(grad_weight) if need_weight else weight.new_empty(0),
+    )
 
 
-def _bwd_fake(grad_y, values, indices, offsets, weight, backend):
-    return values.new_empty(values.shape), torch.empty_like(weight)
+def _like_weight(weight: Tensor) -> Tensor:
+    """An empty (C, R) tensor, with the columns contiguous where those of the weight are, else the rows."""
+    if weight.stride(0) == 1 and weight.stride(1) != 1:
+        return weight.new_empty(weight.shape[1], weight.shape[0]).t()
+    return weight.new_empty(weight.shape)
+
+
+def _bwd_fake(grad_y, values, indices, offsets, weight, need_values, need_weight, backend):
+    return (
+        values.new_empty(values.shape if need_values else (0,)),
+        _like_weight(weight) if need_weight else weight.new_empty(0),
+    )
 
 
 def _setup(ctx, inputs, output):
@@ -45,16 +74,16 @@ def _setup(ctx, inputs, output):
 
 def _backward(ctx, grad_y):
     values, indices, offsets, weight = ctx.saved_tensors
+    need_values, need_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
     grad_values, grad_weight = torch.ops.ssd_kernels.sparse_linear_bwd(
-        grad_y, values, indices, offsets, weight, ctx.backend
+        grad_y, values, indices, offsets, weight, need_values, need_weight, ctx.backend
     )
-    needs = ctx.needs_input_grad
-    return grad_values if needs[0] else None, None, None, grad_weight if needs[3] else None, None
+    return grad_values if need_values else None, None, None, grad_weight if need_weight else None, None
 
 
 register_backward(
-    "sparse_linear_bwd(Tensor grad_y, Tensor values, Tensor indices, Tensor? offsets, Tensor weight, str backend)"
-    " -> (Tensor, Tensor)",
+    "sparse_linear_bwd(Tensor grad_y, Tensor values, Tensor indices, Tensor? offsets, Tensor weight,"
+    " bool need_values, bool need_weight, str backend) -> (Tensor, Tensor)",
     _bwd,
     _bwd_fake,
 )

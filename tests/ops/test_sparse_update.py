@@ -1,0 +1,185 @@
+"""sparse_update_: every contract, on the reference and on every native kernel."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ssd_kernels import sparse_update_, testing
+from ssd_kernels.sparse_update import reference
+from ssd_kernels.testing import assert_accurate, id_of, make, num_threads, poisoned_empty, same_bits
+
+OPERATION = "sparse_update"
+SIZES = ((1, 1, 1), (9, 1, 4), (33, 7, 33), (70, 31, 12), (300, 65, 111), (1000, 256, 200))
+
+
+def problem(r, d, m, dtype=torch.float32, values="normal", layout="contiguous"):
+    weight = make(r, d, values=values, dtype=dtype, layout=layout)
+    generator = torch.Generator().manual_seed(r * d)
+    rows = torch.randperm(r, generator=generator)[:m].sort().values
+    return weight, rows, make(m, d, dtype=dtype, layout=layout, seed=1)
+
+
+def expected_of(weight, rows, grad, dtype, **options):
+    new, movement = reference.sparse_update(
+        weight.to(dtype), rows, grad.to(dtype), 0.05, torch.tensor(0.7, dtype=torch.float64), **options
+    )
+    return weight.to(dtype).index_copy(0, rows, new), movement
+
+
+@pytest.mark.parametrize("renormalise", (False, True))
+@pytest.mark.parametrize("clamp", (False, True))
+@pytest.mark.parametrize("dtype", testing.DTYPES, ids=id_of)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_update_is_accurate_and_movement_is_that_of_the_stored_rows(size, dtype, clamp, renormalise, backend):
+    for values in ("normal", "uniform", "ties", "zeros", "negative"):
+        weight, rows, grad = problem(*size, dtype, values)
+        before = weight.clone()
+        movement = sparse_update_(
+            weight, rows, grad, lr=0.05, scale=0.7, clamp=clamp, renormalise=renormalise, backend=backend
+        )
+        options = {"clamp": clamp, "renormalise": renormalise}
+        gold, _ = expected_of(before, rows, grad, torch.float64, **options)
+        low, _ = expected_of(before, rows, grad, dtype, **options)
+        assert_accurate(weight, gold, low)
+        untouched = torch.ones(len(weight), dtype=torch.bool).index_fill_(0, rows, False)
+        assert torch.equal(weight[untouched], before[untouched])
+        moved = (weight.double() - before.double()).norm(dim=1)
+        assert movement.dtype == torch.float64
+        torch.testing.assert_close(movement, moved[rows], atol=1e-300, rtol=1e-12)
+        if clamp:
+            assert (weight[rows] >= 0).all()
+
+
+def test_it_is_the_dense_step_up_to_rounding(backend):
+    """A dense step of SGD and projection moves an untouched unit row by rounding alone."""
+    weight, rows, grad = problem(300, 64, 40, torch.float64)
+    weight = torch.nn.functional.normalize(weight.abs())
+    dense, dense_grad = weight.clone(), torch.zeros_like(weight).index_copy_(0, rows, grad)
+    dense = torch.nn.functional.normalize((dense - 0.05 * 0.3 * dense_grad).clamp_min(0))
+    sparse_update_(weight, rows, grad, lr=0.05, scale=0.3, backend=backend)
+    torch.testing.assert_close(weight, dense, atol=1e-15, rtol=1e-14)
+
+
+def test_a_row_that_becomes_zero_stays_zero_and_tiny_rows_are_normalised(backend):
+    weight = torch.tensor([[1.0, 0.0], [3e-30, 4e-30], [6e-10, 8e-10]])
+    grad = torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
+    movement = sparse_update_(weight, torch.arange(3), grad, lr=2.0, backend=backend)
+    assert weight[0].tolist() == [0.0, 0.0] and movement[0] == 1.0
+    torch.testing.assert_close(weight[1], torch.tensor([3e-18, 4e-18]))  # its norm is below 1e-12
+    torch.testing.assert_close(weight[2], torch.tensor([0.6, 0.8]))
+
+
+@pytest.mark.parametrize("value", (float("nan"), float("inf")))
+def test_non_finite_gradients_stay_in_their_row(value, backend):
+    weight, rows, grad = problem(33, 7, 5)
+    grad[2, 3] = value
+    sparse_update_(weight, rows, grad, lr=0.1, clamp=False, backend=backend)
+    finite = torch.isfinite(weight).all(1)
+    assert not finite[rows[2]] and int(finite.sum()) == 32
+
+
+@pytest.mark.parametrize("layout", ("contiguous", "transposed", "strided", "unaligned"))
+@pytest.mark.parametrize("dtype", testing.DTYPES, ids=id_of)
+def test_layouts_change_nothing(dtype, layout, backend):
+    weight, rows, grad = problem(70, 31, 12, dtype, layout=layout)
+    plain = weight.clone(memory_format=torch.contiguous_format)
+    kept = grad.clone(), rows.clone()
+    expected = sparse_update_(plain, rows, grad.contiguous(), lr=0.05, backend=backend)
+    movement = sparse_update_(weight, rows, grad, lr=0.05, backend=backend)
+    assert_accurate(weight, plain.double(), plain)
+    torch.testing.assert_close(movement, expected, rtol=1e-3, atol=1e-3)
+    if backend == "cpu":
+        assert same_bits(weight, plain) and same_bits(movement, expected)
+    assert torch.equal(grad, kept[0]) and torch.equal(rows, kept[1])
+
+
+def test_strided_rows_and_a_scale_tensor(backend):
+    weight, rows, grad = problem(70, 31, 12)
+    other = weight.clone()
+    wide = torch.stack([rows, rows + 1], 1)
+    sparse_update_(weight, wide[:, 0], grad, lr=0.05, scale=torch.tensor([0.5]), backend=backend)
+    sparse_update_(other, rows, grad, lr=0.05, scale=0.5, backend=backend)
+    assert torch.equal(weight, other)
+
+
+def test_a_parameter_is_updated_without_a_graph(backend):
+    weight, rows, grad = problem(9, 4, 3)
+    parameter, version = torch.nn.Parameter(weight), weight._version
+    movement = sparse_update_(parameter, rows, grad, lr=0.05, backend=backend)
+    assert parameter.is_leaf and parameter.requires_grad and not movement.requires_grad
+    assert parameter._version > version  # autograd notices a change of what it saved
+
+
+def test_no_rows_is_no_change(backend):
+    weight = make(9, 4)
+    before = weight.clone()
+    movement = sparse_update_(weight, torch.empty(0, dtype=torch.int64), torch.empty(0, 4), lr=0.05, backend=backend)
+    assert movement.shape == (0,) and torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=id_of)
+def test_threads_repeats_and_poison_change_no_bit(dtype, backend):
+    results = []
+    for threads in (1, 2):
+        for _ in range(50 if backend == "cpu" else 1):
+            weight, rows, grad = problem(300, 65, 111, dtype)
+            with num_threads(threads), poisoned_empty():
+                results.append((sparse_update_(weight, rows, grad, lr=0.05, backend=backend), weight))
+    assert all(same_bits(m, results[0][0]) and same_bits(w, results[0][1]) for m, w in results)
+
+
+@given(r=st.integers(1, 80), d=st.integers(1, 70), data=st.data())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_shape(backend, r, d, data):
+    weight, rows, grad = problem(r, d, data.draw(st.integers(0, r)), torch.float64)
+    gold, gold_movement = expected_of(weight, rows, grad, torch.float64, clamp=True, renormalise=True)
+    movement = sparse_update_(weight, rows, grad, lr=0.05, scale=0.7, backend=backend)
+    torch.testing.assert_close(weight, gold)
+    torch.testing.assert_close(movement, gold_movement)
+
+
+@pytest.mark.parametrize("dtype", testing.DTYPES, ids=id_of)
+def test_opcheck(dtype, backend):
+    weight, rows, grad = problem(33, 7, 5, dtype)
+    scale = torch.tensor(0.5, dtype=torch.float64)
+    op = torch.ops.ssd_kernels.sparse_update_.default
+    torch.library.opcheck(op, (weight, rows, grad, 0.05, scale, True, True, backend))
+
+
+def test_compiles_whole_with_a_dynamic_size(backend):
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda w, rows, grad: sparse_update_(w, rows, grad, lr=0.05, backend=backend), fullgraph=True, dynamic=True
+    )
+    for m in (3, 5, 8):
+        weight, rows, grad = problem(33, 7, m)
+        other = weight.clone()
+        torch.testing.assert_close(compiled(weight, rows, grad), sparse_update_(other, rows, grad, lr=0.05))
+        torch.testing.assert_close(weight, other)
+
+
+@pytest.mark.parametrize("rows", ([1, 1, 2], [2, 1, 3], [-1, 2, 3], [1, 2, 9]))
+def test_rows_that_are_not_ascending_are_refused_before_any_change(rows, backend):
+    weight = make(9, 4)
+    before = weight.clone()
+    with pytest.raises(ValueError, match="rows must be strictly ascending, from 0 to R - 1 = 8"):
+        sparse_update_(weight, torch.tensor(rows), make(3, 4), lr=0.05, backend=backend)
+    assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"weight": torch.ones(9)}, "weight must be floating point"),
+        ({"rows": torch.arange(3, dtype=torch.int32)}, "rows must be int64"),
+        ({"grad_rows": torch.ones(2, 4)}, "grad_rows must be"),
+        ({"grad_rows": torch.ones(3, 4).double()}, "grad_rows must be"),
+        ({"scale": torch.ones(2)}, "scale must be a number or a tensor of one element"),
+        ({"backend": "fast"}, "there is no such backend"),
+    ],
+)
+def test_errors_name_the_argument_and_what_is_allowed(change, message):
+    arguments = {"weight": torch.ones(9, 4), "rows": torch.arange(3), "grad_rows": torch.ones(3, 4)} | change
+    with pytest.raises(ValueError, match=message):
+        sparse_update_(**arguments, lr=0.1)
