@@ -150,7 +150,7 @@ def replace_topk(model: nn.Module, k: Mapping[str, int], **options: object) -> n
             model is left as it was.
 
     Example:
-        >>> model = nn.Sequential(nn.Linear(16, 1024), nn.Linear(1024, 16))
+        >>> model = torch.nn.Sequential(torch.nn.Linear(16, 1024), torch.nn.ReLU())
         >>> replace_topk(model, {"0": 8})[0]
         SparseTopKLinear(in_features=16, out_features=1024, k=8, bias=True, output='dense')
     """

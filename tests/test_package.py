@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import os
 import platform
 import re
@@ -63,9 +64,15 @@ def test_import_is_light_and_builds_nothing():
     assert float(seconds) < 2.0, "seconds of processor time, beyond importing torch"
 
 
-def test_public_names_are_documented():
-    for name in ssd_kernels.__all__:
-        assert getattr(ssd_kernels, name).__doc__, f"ssd_kernels.{name} has no docstring"
+@pytest.mark.parametrize("name", ssd_kernels.__all__)
+def test_public_names_are_documented_and_their_examples_run(name):
+    documented = getattr(ssd_kernels, name)
+    assert documented.__doc__, f"ssd_kernels.{name} has no docstring"
+    names = {"torch": torch, "ssd_kernels": ssd_kernels, **vars(ssd_kernels)}
+    example = doctest.DocTestParser().get_doctest(documented.__doc__, names, name, None, 0)
+    report: list[str] = []
+    doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(example, out=report.append)
+    assert not report, "".join(report)
 
 
 def test_import_works_without_native_modules(without_native, tmp_path):
