@@ -25,7 +25,7 @@ class Teacher:
     """
 
     def __init__(self, model: SDMLP, units: list[Tensor]) -> None:
-        self.model, self.units = frozen_copy(model), units
+        self.model, self.units = frozen_copy(model), [u.clone() for u in units]
         self.logits: Tensor = torch.empty(0)
         self.hidden: list[Rows] = []
 
