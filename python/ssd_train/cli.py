@@ -90,11 +90,11 @@ def parse_run(argv: list[str]) -> TrainConfig:
     base = {} if recipe is None else {"recipe": recipe, **recipe_settings(recipe)}
     saved = Path(out) / "config.yaml" if out is not None else None
     if getattr(given, "resume", False) and saved is not None and saved.exists():
-        base = {k: v for k, v in read_config(saved).items() if k not in ("resume", "overwrite", "out")}
+        base, recipe = {k: v for k, v in read_config(saved).items() if k != "out"}, None
     try:
-        parser.set_defaults(base)
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"{recipe or saved}: {error}") from None
+        parser.set_defaults(vars(parser.parse_object(base, defaults=False)))
+    except (ArgumentError, KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"{recipe or saved}: {_one_line(str(error), parser)}") from None
     settings = {k: v for k, v in vars(_parse(parser, argv)).items() if k not in ("config", "print_config")}
     config = TrainConfig(**settings)
     if config.out is None and not config.resume:
@@ -139,7 +139,9 @@ def _normalize(argv: list[str], parser: ArgumentParser) -> list[str]:
 
 def _one_line(message: str, parser: Any) -> str:
     """jsonargparse's message in this package's wording: the option, what was given, what is allowed."""
-    found = re.search(r'Parser key "([^"]+)".*Got value: (.*)', message, re.DOTALL)
+    if missing := re.search(r"File does not exist: '(.*)'", message):
+        return f"--config: got {missing.group(1)!r}, allowed is an existing file"
+    found = re.search(r'Parser key "([^"]+)".*(?:Got|Given) value: (.*)', message, re.DOTALL)
     if not found:
         return f"{' '.join(message.split())} (see {parser.prog} --help)"
     name, value = found.group(1), " ".join(found.group(2).split())

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 import yaml
 
+from ssd_kernels._backend import resolve
+
 from .errors import BadInput, bad
 
 RECIPES = resources.files("ssd_train") / "recipes"
@@ -60,7 +62,7 @@ class TrainConfig:
 
 
 # Settings that may differ when a run is resumed: they say where and how it runs, not what it computes.
-FREE_ON_RESUME = frozenset({"recipe", "out", "resume", "overwrite", "checkpoint_seconds", "seeds", "threads"})
+FREE_ON_RESUME = frozenset({"recipe", "out", "checkpoint_seconds", "seeds", "threads"})
 
 
 def recipe_names() -> list[str]:
@@ -144,6 +146,17 @@ def check(config: TrainConfig) -> None:
     parse_gaba_switch(config.gaba_switch)
     parse_seeds(config.seeds)
     _check_device(config.device)
+    if model_kind(config) == "sdmlp":
+        _check_backend(config)
+
+
+def _check_backend(config: TrainConfig) -> None:
+    """The operations of a training step must all run on the backend asked for."""
+    for op in ("gaba_linear", "sparse_linear", "sparse_update", "distill", "activation_counts"):
+        try:
+            resolve(config.backend, op, torch.device(config.device))
+        except ValueError as error:
+            raise BadInput(f"--backend: {error}") from None
 
 
 def _check_device(name: str) -> None:
@@ -165,7 +178,8 @@ def model_kind(config: TrainConfig) -> str:
 
 
 def as_dict(config: TrainConfig) -> dict[str, Any]:
-    return dataclasses.asdict(config)
+    """The settings that say what was run; `resume` and `overwrite` only say how it was started."""
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in ("resume", "overwrite")}
 
 
 def from_dict(settings: dict[str, Any], source: str) -> TrainConfig:

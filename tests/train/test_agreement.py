@@ -9,11 +9,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from ssd_train import data
 from ssd_train.config import TrainConfig
 from ssd_train.trainer import Interrupted, Trainer
+from torch import Tensor
 
 STEPS = 200
 

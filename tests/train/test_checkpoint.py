@@ -1,0 +1,182 @@
+"""Nothing is lost: whatever interrupts a run, resuming it gives bitwise the uninterrupted result."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from ssd_train import checkpoint, data
+from ssd_train.checkpoint import CheckpointFolder, read_tensors, write_atomic, write_tensors
+from ssd_train.config import TrainConfig
+from ssd_train.errors import BadInput
+from ssd_train.trainer import Interrupted, Trainer
+
+SMALL = ["run", "--data", "digits", "--neurons", "100", "--epochs", "3", "--n-distill", "40", "--threads", "1",
+         "--checkpoint-seconds", "0"]  # fmt: skip
+
+
+def command(*options):
+    return [sys.executable, "-m", "ssd_train.cli", *SMALL, *map(str, options)]
+
+
+def outcome(out, seed=0):
+    """Everything a run computed: weights and counters, curves, and results without times and places."""
+    return load_file(out / f"seed-{seed}" / "model.safetensors"), (out / "metrics.csv").read_text()
+
+
+def assert_same(a, b):
+    assert a[0].keys() == b[0].keys()
+    for name in a[0]:
+        assert torch.equal(a[0][name], b[0][name]), name
+    assert a[1] == b[1]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    subprocess.run(command("--out", out), check=True, capture_output=True)
+    return outcome(out)
+
+
+def wait_for_checkpoint(process, out, number):
+    folder = out / "seed-0" / "checkpoint"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(int(p.stem) >= number for p in folder.glob("[0-9]*.safetensors")):
+            return
+        time.sleep(0.002)
+    raise AssertionError(f"the run ended ({process.poll()}) before checkpoint {number}")
+
+
+def test_kill_at_any_moment(uninterrupted, tmp_path):
+    out, moments = tmp_path / "run", random.Random(0)
+    for number in (1, 5, 11):
+        process = subprocess.Popen(command("--out", out, "--resume"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        wait_for_checkpoint(process, out, number)
+        time.sleep(moments.uniform(0, 0.05))
+        process.kill()
+        process.communicate()
+    subprocess.run(command("--out", out, "--resume"), check=True, capture_output=True)
+    assert_same(outcome(out), uninterrupted)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_then_stop(number, code, uninterrupted, tmp_path):
+    out = tmp_path / "run"
+    # No checkpoint but the signal's own: what it saves is what is resumed from.
+    arguments = command("--out", out, "--checkpoint-seconds", "1e9")
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_checkpoint(process, out, 0)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert stderr.count("\n") == 1 and "--resume" in stderr and "Traceback" not in stderr
+    subprocess.run(command("--out", out, "--resume"), check=True, capture_output=True)
+    assert_same(outcome(out), uninterrupted)
+
+
+@pytest.mark.parametrize("method", ["sdmlp", "ssd", "finetune", "joint"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_stop_between_any_two_steps(method, momentum, tmp_path):
+    """Interrupted again and again, also in the middle of an epoch and with momentum."""
+    digits = data.load("digits")
+    config = TrainConfig(data="digits", method=method, neurons=60, k=5, n_distill=30, epochs=2, momentum=momentum,
+                         classes_per_task=5)  # fmt: skip
+    whole = Trainer(config, digits, 3, tmp_path / "whole")
+    whole.fit()
+    calls = 0
+
+    def every_fifth_step():
+        nonlocal calls
+        calls += 1
+        return calls % 5 == 0
+
+    stops = 0
+    while True:
+        part = Trainer(config, digits, 3, tmp_path / "parts", interrupted=every_fifth_step)
+        try:
+            part.fit()
+            break
+        except Interrupted:
+            stops += 1
+    assert stops >= 3
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, part.model.state_dict()[name]), name
+    assert whole.history == part.history
+    for field in ("matrix", "matrix_taw", "initial", "accuracy", "loss_parts", "rows"):
+        assert getattr(whole.progress, field) == getattr(part.progress, field), field
+
+
+def test_keeps_the_last_two_and_no_leftovers(tmp_path):
+    folder = CheckpointFolder(tmp_path / "checkpoint")
+    assert folder.load() is None
+    folder.folder.mkdir()
+    (folder.folder / ".000000.safetensors.x.tmp").write_bytes(b"half")
+    for i in range(4):
+        folder.save({"i": torch.tensor(i)}, {"i": i})
+    assert sorted(p.name for p in folder.folder.iterdir()) == ["000002.safetensors", "000003.safetensors"]
+    tensors, state = folder.load()
+    assert tensors["i"].item() == 3 and state == {"i": 3}
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "metadata", "empty", "other"])
+def test_damaged_checkpoint_is_named_and_the_older_one_kept(damage, tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    folder.save({"w": torch.arange(100.0)}, {"epoch": 1})
+    path = folder.save({"w": torch.arange(100.0) + 1}, {"epoch": 2})
+    content = bytearray(path.read_bytes())
+    match damage:
+        case "truncate":
+            content = content[:-40]
+        case "flip":
+            content[-5] ^= 1
+        case "metadata":
+            content = content.replace(b'epoch\\": 2', b'epoch\\": 3')
+        case "empty":
+            content = bytearray()
+        case "other":
+            content = bytearray(b"PK\x03\x04" * 100)
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"000001.*000000\.safetensors"):
+        folder.load()
+    path.unlink()
+    tensors, state = folder.load()
+    assert state == {"epoch": 1} and torch.equal(tensors["w"], torch.arange(100.0))
+
+
+def test_no_checkpoint_is_ever_unpickled(tmp_path):
+    path = tmp_path / "000000.safetensors"
+    torch.save({"w": torch.ones(1)}, path)
+    with pytest.raises(BadInput, match="damaged or of another kind"):
+        read_tensors(path)
+
+
+def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes into read-only folders")
+def test_read_only_folder(tmp_path):
+    write_tensors(tmp_path / "a", {}, {})
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(PermissionError):
+        write_tensors(tmp_path / "a", {"w": torch.ones(1)}, {})
+    tmp_path.chmod(stat.S_IRWXU)
+    assert read_tensors(tmp_path / "a") == ({}, {})
