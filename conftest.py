@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import functools
 import importlib.util
 import os
 import sys
@@ -39,13 +41,52 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--runslow", action="store_true", help="run the tests that take minutes, too")
 
 
+class Coverage:
+    """Which parts of the case tables of ssd_kernels/testing.py the tests of each operation have run."""
+
+    def __init__(self) -> None:
+        from ssd_kernels import testing
+
+        self.used: dict[str, dict[str, set]] = collections.defaultdict(lambda: collections.defaultdict(set))
+        self.tables = {"shapes": testing.SHAPES, "values": tuple(testing.VALUES), "dtypes": testing.DTYPES,
+                       "layouts": testing.LAYOUTS, "scales": testing.SCALES}  # fmt: skip
+        make = testing.make
+
+        @functools.wraps(make)
+        def recording(*shape: int, **options: object) -> torch.Tensor:
+            used = self.used[os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0]]
+            for table, option, default in (("values", "values", "normal"), ("dtypes", "dtype", torch.float32),
+                                           ("layouts", "layout", "contiguous"), ("scales", "scale", 1.0)):  # fmt: skip
+                used[table].add(options.get(option, default))
+            return make(*shape, **options)
+
+        testing.make = recording  # before any test module imports it
+
+    def pytest_runtest_call(self, item: pytest.Item) -> None:
+        parameters = getattr(item, "callspec", None)
+        for name, value in parameters.params.items() if parameters else ():
+            if name == "backend" or type(value).__name__ == "Shape":
+                self.used[item.nodeid.partition("::")[0]]["backends" if name == "backend" else "shapes"].add(value)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        files = {Path(name).stem.removeprefix("test_"): used for name, used in self.used.items() if "/ops/" in name}
+        if not files:
+            return
+        terminalreporter.section("case tables: parts that ran, of the parts there are")
+        for operation, used in sorted(files.items()):
+            parts = [f"{name} {len(used[name] & set(table))}/{len(table)}" for name, table in self.tables.items()]
+            backends = ", ".join(sorted(map(str, used["backends"])))
+            terminalreporter.write_line(f"{operation:<18} {'  '.join(parts)}  backends: {backends}")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     _require_compiled_package()
+    config.pluginmanager.register(Coverage())
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     import ssd_kernels
-    from ssd_kernels import _native, testing
+    from ssd_kernels import _native
 
     module, _ = _native.cpu_module()
     level, best = module.simd_level(_native.simd_level()), module.best_simd_level()
@@ -53,9 +94,6 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         f"ssd_kernels {ssd_kernels.__version__} from {Path(ssd_kernels.__file__).parent}",
         f"SIMD level: {level} (this processor's best: {best}), threads: {torch.get_num_threads()}, "
         f"torch {torch.__version__}",
-        f"case tables: {len(testing.SHAPES)} shapes, {len(testing.VALUES)} kinds of values, {len(testing.DTYPES)} "
-        f"dtypes, {len(testing.LAYOUTS)} layouts, {len(testing.SCALES)} scales, SIMD levels "
-        f"{', '.join(testing.simd_levels())}",
     ]
 
 
