@@ -28,4 +28,6 @@ inline cpu::SimdLevel simd_level(const std::string& name) {
   return level;
 }
 
+void bind_topk_linear(pybind11::module_& m);
+
 }  // namespace ssd::bindings

@@ -104,8 +104,6 @@ def topk_linear(
     _one_of("precision", precision, PRECISIONS)
     x, weight, bias = _autocast.cast(x, weight, bias)
     _check(x, weight, bias, k)
-    if sparse_grad and torch.compiler.is_compiling():
-        raise RuntimeError("topk_linear: sparse_grad=True: under torch.compile and torch.export allowed is False")
     name = resolve(backend, "topk_linear", x.device)
     return TopK(
         *torch.ops.ssd_kernels.topk_linear_fwd(

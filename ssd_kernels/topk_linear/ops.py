@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import reference
+from . import cpu, reference
 
 _FWD = (
     "(Tensor x, Tensor weight, Tensor? bias, int k, str activation, str normalize, bool inhibition, "
@@ -42,6 +42,8 @@ def _fwd(
     match backend:
         case "reference":
             return reference.forward(x, weight, bias, k, activation, normalize, inhibition)
+        case "cpu":
+            return cpu.forward(x, weight, bias, k, activation, normalize, inhibition)
         case _:
             raise ValueError(f"topk_linear: backend={backend!r} is not resolved")
 
@@ -82,6 +84,12 @@ def _bwd(
             grads = reference.backward(grad_values, x, weight, values, indices, activation, normalize, inhibition)
             needed = (need_x, need_weight, need_bias)
             return tuple(grad if need else grad.new_empty(0) for grad, need in zip(grads, needed))
+        case "cpu":
+            grad_x, _, grad_weight, grad_bias = cpu.backward(
+                grad_values, x, weight, values, indices, activation, normalize, inhibition,
+                need_x, need_weight, need_bias, as_rows=False,
+            )  # fmt: skip
+            return tuple(x.new_empty(0) if grad is None else grad for grad in (grad_x, grad_weight, grad_bias))
         case _:
             raise ValueError(f"topk_linear: backend={backend!r} is not resolved")
 
@@ -134,6 +142,12 @@ def _bwd_rows(
                 grad_rows,
                 grad_bias if need_bias else grad_bias.new_empty(0),
             )
+        case "cpu":
+            grads = cpu.backward(
+                grad_values, x, weight, values, indices, activation, normalize, inhibition,
+                need_x, need_weight, need_bias, as_rows=True,
+            )  # fmt: skip
+            return tuple(x.new_empty(0) if grad is None else grad for grad in grads)
         case _:
             raise ValueError(f"topk_linear: backend={backend!r} is not resolved")
 
@@ -141,8 +155,7 @@ def _bwd_rows(
 @torch.library.register_fake("ssd_kernels::topk_linear_bwd_rows")
 def _bwd_rows_fake(*_: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     raise RuntimeError(
-        "topk_linear: sparse_grad=True has a data-dependent shape and does not work under torch.compile or "
-        "torch.export; use sparse_grad=False there"
+        "topk_linear: sparse_grad=True: the gradient's shape depends on the data; under torch.compile allowed is False"
     )
 
 
@@ -167,6 +180,8 @@ def _backward(ctx: Any, grad_values: torch.Tensor, _grad_indices: Any, _grad_thr
         grad_weight = torch.sparse_coo_tensor(
             rows[None], grad_rows, weight.shape, is_coalesced=True, check_invariants=False
         )
+        # AccumulateGrad takes apart a sparse gradient that nobody else holds, and forgets that it is coalesced.
+        ctx.grad_weight = grad_weight
     else:
         grad_x, grad_weight, grad_bias = torch.ops.ssd_kernels.topk_linear_bwd(*arguments)
     return (

@@ -116,7 +116,7 @@ def backward(
     dense.scatter_(1, indices.reshape(-1, indices.shape[-1]).long(), grad)
     grad_x, grad_weight, grad_bias = dense @ addresses, dense.T @ rows, dense.sum(0)
     if normalize in ("input", "both"):
-        grad_x = _through_norm(grad_x, x.reshape(len(rows), -1).to(grad.dtype))
+        grad_x = _through_norm(grad_x, x.reshape(rows.shape).to(grad.dtype))
     if normalize == "both":
         grad_weight = _through_norm(grad_weight, weight.to(grad.dtype))
     return grad_x.to(x.dtype).reshape(x.shape), grad_weight.to(weight.dtype), grad_bias.to(x.dtype)

@@ -1,0 +1,94 @@
+"""Calls the native CPU kernels: allocates the outputs and passes addresses."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import _native
+
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # ssd::cpu::Dtype
+
+
+def _matrix(tensor: torch.Tensor) -> torch.Tensor:
+    """(..., D) as (B, D) with adjacent columns; a copy only where the layout asks for one."""
+    tensor = tensor.detach().reshape(-1, tensor.shape[-1])
+    return tensor if tensor.stride(1) == 1 or tensor.shape[1] == 1 else tensor.contiguous()
+
+
+def _stride(matrix: torch.Tensor) -> int:
+    return matrix.stride(0) if matrix.shape[0] > 1 else matrix.shape[1]
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    k: int,
+    activation: str,
+    normalize: str,
+    inhibition: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As reference.forward."""
+    lead, rows, weight = x.shape[:-1], _matrix(x), _matrix(weight)
+    bias = None if bias is None else bias.detach().contiguous()
+    values = torch.empty(*lead, k, dtype=x.dtype)
+    indices = torch.empty(*lead, k, dtype=torch.int32)
+    threshold = torch.empty(lead, dtype=x.dtype)
+    _native.cpu_module()[0].topk_linear_forward(
+        _DTYPES[x.dtype], len(rows), rows.shape[1], len(weight), k, rows.data_ptr(), _stride(rows),
+        weight.data_ptr(), _stride(weight), _address(bias), activation == "relu", normalize != "none",
+        normalize == "both", inhibition, values.data_ptr(), indices.data_ptr(), threshold.data_ptr(),
+        torch.get_num_threads(), _native.simd_level(),
+    )  # fmt: skip
+    return values, indices, threshold
+
+
+def backward(
+    grad_values: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    values: torch.Tensor,
+    indices: torch.Tensor,
+    activation: str,
+    normalize: str,
+    inhibition: bool,
+    need_x: bool,
+    need_weight: bool,
+    need_bias: bool,
+    *,
+    as_rows: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """The gradients that are needed: of x; the active rows; of the weight, dense or those rows alone; of the bias."""
+    native = _native.cpu_module()[0]
+    shape, x, weight, (neurons, inputs) = x.shape, _matrix(x), _matrix(weight), weight.shape
+    k = values.shape[-1]
+    grad_values, values, indices = grad_values.detach().contiguous(), values.contiguous(), indices.contiguous()
+    dtype, masked, pairs = _DTYPES[x.dtype], activation == "relu" or inhibition, values.numel()
+    order = torch.empty(pairs, dtype=torch.int64)
+    rows = torch.empty(pairs, dtype=torch.int64)
+    starts = torch.empty(pairs + 1, dtype=torch.int64)
+    active = native.topk_linear_pairs(
+        dtype, pairs, neurons, values.data_ptr(), indices.data_ptr(), masked,
+        order.data_ptr(), rows.data_ptr(), starts.data_ptr(),
+    )  # fmt: skip
+    rows = rows[:active].clone()  # its own memory: it becomes a gradient's indices
+    grad_x = torch.empty(shape, dtype=x.dtype) if need_x else None
+    grad_weight = grad_rows = None
+    if need_weight:
+        if as_rows:
+            grad_rows = torch.empty(active, inputs, dtype=x.dtype)
+        else:
+            grad_weight = torch.zeros(neurons, inputs, dtype=x.dtype)
+    grad_bias = torch.zeros(neurons, dtype=x.dtype) if need_bias else None
+    native.topk_linear_backward(
+        dtype, len(x), inputs, neurons, k, active, grad_values.data_ptr(), x.data_ptr(), _stride(x),
+        weight.data_ptr(), _stride(weight), values.data_ptr(), indices.data_ptr(), masked,
+        order.data_ptr(), rows.data_ptr(), starts.data_ptr(), normalize != "none", normalize == "both",
+        _address(grad_x), _address(grad_weight), _address(grad_rows), _address(grad_bias),
+        torch.get_num_threads(), _native.simd_level(),
+    )  # fmt: skip
+    return grad_x, rows, grad_rows if as_rows else grad_weight, grad_bias
