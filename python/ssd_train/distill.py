@@ -37,7 +37,7 @@ class Teacher:
             output = self.model(part, normalized=True)
             logits.append(output.logits)
             layers = zip(output.hidden, self.units, self.model.weights)
-            parts.append([_only(rows, units, len(weight)) for rows, units, weight in layers])
+            parts.append([_only(hidden, units, len(weight)) for hidden, units, weight in layers])
         self.logits = torch.cat(logits)
         self.hidden = [_concatenate([layers[i] for layers in parts]) for i in range(len(self.units))]
 
@@ -72,8 +72,16 @@ def take(rows: Rows, samples: Tensor) -> Rows:
     return Rows(rows.values[source], rows.indices[source], offsets, rows.threshold[samples])
 
 
-def _only(rows: Rows, units: Tensor, neurons: int) -> Rows:
-    """The entries whose neuron is one of `units`."""
+def _only(rows: Rows | Tensor, units: Tensor, neurons: int) -> Rows:
+    """The positive entries whose neuron is one of `units` (ascending)."""
+    if isinstance(rows, Tensor):
+        selected = rows[:, units]
+        active = selected > 0
+        offsets = torch.zeros(len(rows) + 1, dtype=torch.int64, device=rows.device)
+        torch.cumsum(active.sum(1), 0, out=offsets[1:])
+        neuron = units[active.nonzero()[:, 1]].to(torch.int32)
+        # The threshold takes no part in a distillation.
+        return Rows(selected[active], neuron, offsets, rows.new_zeros(len(rows)))
     selected = torch.zeros(neurons, dtype=torch.bool, device=units.device)
     selected[units] = True
     kept = selected[rows.indices]

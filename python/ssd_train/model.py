@@ -20,11 +20,12 @@ EPS = 1e-12
 class Output(NamedTuple):
     """What a forward pass returns.
 
-    logits: (B, C) float. hidden: the active neurons of each hidden layer (empty for the ReLU MLP).
+    logits: (B, C) float. hidden: the activations of each hidden layer, as Rows, or (B, R) while most neurons are
+    active (empty for the ReLU MLP).
     """
 
     logits: Tensor
-    hidden: list[Rows]
+    hidden: list[Rows | Tensor]
 
 
 class SDMLP(nn.Module):
@@ -77,7 +78,7 @@ class SDMLP(nn.Module):
         Args:
             normalized: x already went through relu and unit norm (`ssd_kernels.normalize_inputs`).
         """
-        hidden: list[Rows] = []
+        hidden: list[Rows | Tensor] = []
         for weight, counts in zip(self.weights, self.counts):
             if hidden:
                 x = _dense(hidden[-1], weight.shape[1])
@@ -85,18 +86,24 @@ class SDMLP(nn.Module):
             elif not normalized:
                 x = ssd_kernels.normalize_inputs(x)
             g = self.gaba(counts)
+            # Neurons with g <= 0 are active wherever their score is positive: with many of them dense is faster.
+            kind = "dense" if 4 * int((g <= 0).sum()) > len(g) else "rows"
             hidden.append(
                 ssd_kernels.gaba_linear(
-                    x, weight, self.k, g, output="rows", sparse_grad=self.sparse_grad, backend=self.backend
+                    x, weight, self.k, g, output=kind, sparse_grad=self.sparse_grad, backend=self.backend
                 )
             )
-        return Output(ssd_kernels.sparse_linear(hidden[-1], self.output_weight, backend=self.backend), hidden)
+        if isinstance(hidden[-1], Rows):
+            logits = ssd_kernels.sparse_linear(hidden[-1], self.output_weight, backend=self.backend)
+        else:
+            logits = hidden[-1] @ self.output_weight.T
+        return Output(logits, hidden)
 
     @torch.no_grad()
-    def count(self, hidden: list[Rows]) -> None:
+    def count(self, hidden: list[Rows | Tensor]) -> None:
         """Adds a training batch's activity to the GABA counters: c_j += samples with h_j > 0."""
-        for counts, rows in zip(self.counts, hidden):
-            counts += ssd_kernels.activation_counts(rows, len(counts))
+        for counts, active in zip(self.counts, hidden):
+            counts += ssd_kernels.activation_counts(active, len(counts), backend=self.backend)
 
     @torch.no_grad()
     def project(self) -> None:
@@ -122,12 +129,14 @@ class ReLUMLP(nn.Module):
             x = torch.relu(layer(x))
         return Output(self.output(x), [])
 
-    def count(self, hidden: list[Rows]) -> None:
+    def count(self, hidden: list[Rows | Tensor]) -> None:
         """A ReLU MLP counts nothing."""
 
 
-def _dense(rows: Rows, neurons: int) -> Tensor:
+def _dense(rows: Rows | Tensor, neurons: int) -> Tensor:
     """The activations as (B, R), differentiable in the values."""
+    if isinstance(rows, Tensor):
+        return rows
     batch = len(rows.offsets) - 1
     sample = torch.repeat_interleave(torch.arange(batch, device=rows.values.device), rows.offsets.diff())
     flat = rows.values.new_zeros(batch * neurons).index_put((sample * neurons + rows.indices,), rows.values)
@@ -162,6 +171,6 @@ def activity(model: SDMLP, x: Tensor, batch_size: int = 1024) -> list[Tensor]:
     """Per hidden layer, how many of the prepared samples x: (N, D) activate each neuron: (R,) int64."""
     totals = [torch.zeros_like(counts) for counts in model.counts]
     for part in x.split(batch_size):
-        for total, rows in zip(totals, model(part, normalized=True).hidden):
-            total += ssd_kernels.activation_counts(rows, len(total))
+        for total, active in zip(totals, model(part, normalized=True).hidden):
+            total += ssd_kernels.activation_counts(active, len(total), backend=model.backend)
     return totals
