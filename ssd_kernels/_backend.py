@@ -12,7 +12,7 @@ from . import _native
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 # What exists today: the operations that each compiled backend implements.
-CPU_OPERATIONS: frozenset[str] = frozenset({"topk_linear"})
+CPU_OPERATIONS: frozenset[str] = frozenset({"sdmlp_trainer", "topk_linear"})
 TRITON_OPERATIONS: frozenset[str] = frozenset()
 CUDA_OPERATIONS: frozenset[str] = frozenset()
 

@@ -28,6 +28,7 @@ inline cpu::SimdLevel simd_level(const std::string& name) {
   return level;
 }
 
+void bind_sdmlp_trainer(pybind11::module_& m);
 void bind_topk_linear(pybind11::module_& m);
 
 }  // namespace ssd::bindings

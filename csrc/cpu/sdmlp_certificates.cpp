@@ -1,0 +1,411 @@
+#include "sdmlp_certificates.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace ssd::cpu {
+namespace {
+
+constexpr float kNotCounted = 1e30f;        // base of a neuron that a snapshot does not count: its drift is negative
+constexpr double kPathGrowth = 1.0 + 1e-4;  // covers the rounding of a movement's own computation
+constexpr double kUnit = 5.9604644775390625e-08;  // 2^-24
+
+float round_up(double value) {
+  const float rounded = static_cast<float>(value);
+  return rounded < value ? std::nextafterf(rounded, std::numeric_limits<float>::max()) : rounded;
+}
+
+}  // namespace
+
+void Certificates::configure(int64_t neurons, int64_t inputs, int64_t k, int64_t cache_bytes,
+                             const SdmlpKernels& kernel) {
+  neurons_ = neurons;
+  inputs_ = inputs;
+  k_ = k;
+  cache_bytes_ = cache_bytes;
+  kernel_ = &kernel;
+  path_.assign(neurons, 0.0);
+  path_gaba_.assign(2 * neurons, 0.f);
+  path_before_.assign(neurons, 0.f);
+  mover_place_.assign(neurons, -1);
+  reset();
+}
+
+void Certificates::reset() {
+  x_ = nullptr;
+  samples_ = recorded_ = 0;
+  std::fill(path_.begin(), path_.end(), 0.0);
+  for (int64_t j = 0; j < neurons_; ++j) path_gaba_[2 * j] = 0.f;
+  std::fill(path_before_.begin(), path_before_.end(), 0.f);
+  for (auto& snapshot : snapshots_) snapshot = Snapshot();
+  newest_ = -1;
+  path_max_ = 0;
+  for (int32_t mover : movers_) mover_place_[mover] = -1;
+  movers_.clear();
+  mover_path_.clear();
+  mover_gaba_.clear();
+  backoff_ = wait_ = 0;
+  update_slack();
+}
+
+void Certificates::set_gaba(const std::vector<float>& gaba) {
+  for (int64_t j = 0; j < neurons_; ++j) path_gaba_[2 * j + 1] = gaba[j];
+  for (size_t z = 0; z < movers_.size(); ++z) mover_gaba_[z] = gaba[movers_[z]];
+}
+
+void Certificates::bind(const float* x, int64_t samples) {
+  if (x == x_ && samples == samples_) return;
+  x_ = x;
+  samples_ = samples;
+  movers_max_ = static_cast<int>(std::min<int64_t>(512, neurons_ / 4 / kBlock * kBlock));
+  capacity_ = static_cast<int>(std::min<int64_t>(512, neurons_ / 4 / kBlock * kBlock));
+  const auto bytes = [&] {
+    return static_cast<int64_t>(sizeof(Record)) + 4 * (k_ + 2) + 8 * capacity_ + 4 * (capacity_ / kBlock) +
+           4 * movers_max_;
+  };
+  while (capacity_ > 64 && bytes() * samples > cache_bytes_) {
+    capacity_ = capacity_ / 2 / kBlock * kBlock;
+    movers_max_ = movers_max_ / 2 / kBlock * kBlock;
+  }
+  const bool usable = capacity_ >= 2 * (k_ + 1) && bytes() > 0;
+  recorded_ = usable ? std::min<int64_t>(samples, cache_bytes_ / bytes()) : 0;
+  records_.assign(recorded_, Record());
+  hints_.assign(recorded_ * (k_ + 1), 0);
+  candidates_.resize(recorded_ * capacity_);
+  bounds_.resize(recorded_ * capacity_);
+  margins_.resize(recorded_ * (capacity_ / kBlock));
+  mover_bounds_.resize(recorded_ * movers_max_);
+  stamp_.assign(samples, -1);
+  if (static_cast<int>(movers_.size()) > movers_max_) {
+    for (int32_t mover : movers_) mover_place_[mover] = -1;
+    movers_.clear();
+    mover_path_.clear();
+    mover_gaba_.clear();
+  }
+  for (auto& snapshot : snapshots_) snapshot = Snapshot();
+  newest_ = -1;
+  backoff_ = wait_ = 0;
+}
+
+void Certificates::update_slack() {
+  // Twice the rounding of a score, the rounding of three path lengths and of a margin (README, "Rounding").
+  const double score = (static_cast<double>(inputs_) / kernel_->width + 8) * kUnit * 1.001;
+  slack_ = static_cast<float>(2 * score + 4 * kUnit * (1 + path_max_) + 8 * kUnit);
+}
+
+// Appends the neurons that moved most in the last epoch to Z, while there is room.
+void Certificates::choose_movers() {
+  const int room = movers_max_ - static_cast<int>(movers_.size());
+  if (room <= 0) return;
+  std::vector<std::pair<float, int32_t>> moved;
+  const float least = 0.02f * gap_;
+  for (int64_t j = 0; j < neurons_; ++j) {
+    const float movement = static_cast<float>(path_[j]) - path_before_[j];
+    if (mover_place_[j] < 0 && movement > least) moved.emplace_back(-movement, static_cast<int32_t>(j));
+  }
+  const size_t take = std::min<size_t>(room, moved.size());
+  std::partial_sort(moved.begin(), moved.begin() + take, moved.end());
+  for (size_t i = 0; i < take; ++i) {
+    const int32_t j = moved[i].second;
+    mover_place_[j] = static_cast<int32_t>(movers_.size());
+    movers_.push_back(j);
+    mover_path_.push_back(path_gaba_[2 * j]);
+    mover_gaba_.push_back(path_gaba_[2 * j + 1]);
+  }
+}
+
+std::vector<int64_t> Certificates::begin_epoch(const int64_t* order, int64_t count, double active_per_row) {
+  std::vector<int64_t> refresh;
+  ++epoch_;
+  // Certificates pay only where a row's active neurons are a small part of its list, and the list of the layer.
+  active_ = recorded_ > 0 && active_per_row < 0.5 * capacity_;
+  if (active_ && wait_ > 0) {
+    --wait_;
+    active_ = false;
+  }
+  if (active_) {
+    choose_movers();
+    int64_t listed = 0;
+    live_ = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t sample = order[i];
+      if (sample >= recorded_ || stamp_[sample] == epoch_) continue;
+      stamp_[sample] = static_cast<int32_t>(epoch_);
+      ++listed;
+      const Record& record = records_[sample];
+      const int slot = slot_of(record);
+      if (slot < 0) {
+        refresh.push_back(i);
+        continue;
+      }
+      ++live_;
+      // Expected drift until the sample's turn, at the larger of the last epoch's pace and the snapshot's own.
+      const Snapshot& snapshot = snapshots_[slot];
+      const float last = (snapshot.delta - snapshot.before) / std::max<int64_t>(1, last_rows_);
+      const float own = snapshot.delta / std::max<int64_t>(1, rows_ - snapshot.taken);
+      const float growth = 1.2f * std::max(last, own) * static_cast<float>(i + 1);
+      if (!(record.outside + growth < need(record, snapshot, record.last))) refresh.push_back(i);
+    }
+    // When most must be scanned, their own step does it with fresher weights.
+    if (static_cast<int64_t>(refresh.size()) * 2 > listed) refresh.clear();
+  }
+  for (auto& snapshot : snapshots_) snapshot.before = snapshot.delta;
+  last_rows_ = count;
+  for (int64_t j = 0; j < neurons_; ++j) path_before_[j] = path_gaba_[2 * j];
+  return refresh;
+}
+
+void Certificates::end_epoch(int64_t certified) {
+  if (!active_ || live_ == 0) return;
+  if (certified * 5 < live_) {  // little was proved: scan for some epochs without keeping records
+    backoff_ = std::min(8, backoff_ * 2 + 1);
+    wait_ = backoff_;
+  } else {
+    backoff_ = 0;
+  }
+}
+
+void Certificates::take_snapshot(const std::vector<float>& gaba) {
+  if (!active_) return;
+  // A scan should keep about as many neurons as a list holds: fewer waste reach, more are sorted for nothing.
+  const int64_t made = made_.load();
+  if (made >= 64) {
+    const int64_t overflowed = overflowed_.load();
+    if (overflowed * 2 > made) {
+      gap_ = std::max(0.005f, 1.15f * static_cast<float>(reach_.load()) / overflowed / (1 << 30));
+    } else if (overflowed * 8 < made) {
+      gap_ = std::min(0.5f, 1.25f * gap_);
+    }
+    made_ = overflowed_ = reach_ = 0;
+  }
+  // A record's drift counts from its snapshot: a new one is worth a slot once the newest has drifted, and the neurons
+  // that drifted most become movers first. A few an epoch, or live records would lose theirs.
+  if (newest_ >= 0) {
+    const bool fresh = snapshots_[newest_].movers == static_cast<int>(movers_.size());
+    const bool same_epoch = newest_epoch_ == epoch_;
+    if (fresh && snapshots_[newest_].delta < (same_epoch ? 0.25f : 0.05f) * gap_) return;
+    if (same_epoch && taken_ >= kSnapshots / 4) return;
+    taken_ = same_epoch ? taken_ + 1 : 1;
+    if (same_epoch) choose_movers();
+  }
+  if (base_.empty()) base_.assign(neurons_ * kSnapshots, kNotCounted);
+  newest_ = next_id_ % kSnapshots;
+  newest_epoch_ = epoch_;
+  Snapshot& snapshot = snapshots_[newest_];
+  snapshot.id = next_id_++;
+  snapshot.movers = static_cast<int>(movers_.size());
+  snapshot.delta = snapshot.before = 0;
+  snapshot.taken = rows_;
+  float least = 1.f;
+  for (int64_t j = 0; j < neurons_; ++j) {
+    least = std::min(least, gaba[j]);
+    base_[j * kSnapshots + newest_] = mover_place_[j] < 0 ? static_cast<float>(path_[j]) : kNotCounted;
+  }
+  snapshot.gaba_min = least;
+}
+
+float Certificates::need(const Record& record, const Snapshot& snapshot, float threshold) const {
+  // No neuron whose margin at r was below this is active now, nor above the threshold.
+  const float change = threshold - record.threshold;
+  const float shift = change >= 0 ? -snapshot.gaba_min * change : -change;
+  return -(snapshot.delta + slack_ + shift);
+}
+
+bool Certificates::certify(int64_t sample, const float* x, const float* weight, ScratchRow& scratch, int* count,
+                           float* threshold) {
+  if (sample >= recorded_) return false;
+  Record& record = records_[sample];
+  const int slot = slot_of(record);
+  if (slot < 0) return false;
+  const Snapshot& snapshot = snapshots_[slot];
+  const int winners = static_cast<int>(k_) + 1;
+  const size_t room = winners + capacity_ + movers_max_ + 16;
+  if (scratch.index.size() < room) {
+    scratch.index.resize(room);
+    scratch.score.resize(room);
+    scratch.kept.resize(room);
+    scratch.place.resize(room);
+    scratch.order.resize(room);
+  }
+  int32_t* index = scratch.index.data();
+  float* score = scratch.score.data();
+  int32_t* hints = &hints_[sample * winners];
+
+  // A lower bound of the threshold from K + 1 likely winners.
+  std::copy(hints, hints + winners, index);
+  kernel_->score_rows(x, weight, index, winners, inputs_, score);
+  float floor = score[0];
+  for (int i = 1; i < winners; ++i) floor = score[i] < floor ? score[i] : floor;
+  if (!(floor >= 0)) return false;
+  const float least = need(record, snapshot, floor);
+  if (!(record.outside < least)) return false;
+
+  // Candidates and movers that no bound dismisses.
+  const float* margins = &margins_[sample * (capacity_ / kBlock)];
+  int examined = 0;
+  while (examined < record.count && !(margins[examined / kBlock] < least)) examined += kBlock;
+  examined = std::min(examined, record.count);
+  const int32_t* candidates = &candidates_[sample * capacity_];
+  float* bounds = &bounds_[sample * capacity_];
+  float* mover_bounds = &mover_bounds_[sample * movers_max_];
+  int found = winners;
+  const auto add = [&](int32_t neuron, int32_t place) {
+    for (int i = 0; i < winners; ++i) {
+      if (index[i] == neuron) {
+        scratch.place[i] = place;
+        return;
+      }
+    }
+    scratch.place[found] = place;
+    index[found++] = neuron;
+  };
+  for (int i = 0; i < winners; ++i) scratch.place[i] = -1;
+  int32_t* kept = scratch.kept.data();
+  int survivors = kernel_->prune(candidates, bounds, examined, path_gaba_.data(), floor, slack_, kept);
+  for (int i = 0; i < survivors; ++i) add(candidates[kept[i]], kept[i]);
+  survivors =
+      kernel_->prune_movers(mover_bounds, mover_path_.data(), mover_gaba_.data(), snapshot.movers, floor, slack_, kept);
+  for (int i = 0; i < survivors; ++i) add(movers_[kept[i]], capacity_ + kept[i]);
+  kernel_->score_rows(x, weight, index + winners, found - winners, inputs_, score + winners);
+
+  // The exact threshold: the (K + 1)-th largest of all that was scored.
+  float* order = scratch.order.data();
+  std::copy(score, score + found, order);
+  std::nth_element(order, order + k_, order + found, [](float a, float b) { return a > b; });
+  const float exact = order[k_];
+  for (int i = 0; i < found; ++i)
+    if (!(score[i] >= 0)) return false;
+  if (snapshot.gaba_min < 0 && !(record.outside < need(record, snapshot, exact))) return false;
+
+  // What was scored gets its bound renewed, and the winners become the next visit's likely ones.
+  int hinted = 0;
+  for (int i = 0; i < found; ++i) {
+    const int32_t place = scratch.place[i];
+    const float bound = static_cast<float>(score[i] - path_[index[i]]);
+    if (place >= capacity_) {
+      mover_bounds[place - capacity_] = bound;
+    } else if (place >= 0) {
+      bounds[place] = bound;
+    }
+    if (score[i] > exact) hints[hinted++] = index[i];
+  }
+  for (int i = 0; i < found && hinted < winners; ++i)
+    if (score[i] == exact) hints[hinted++] = index[i];
+  record.last = exact;
+  *count = found;
+  *threshold = exact;
+  return true;
+}
+
+void Certificates::record(int64_t sample, const int32_t* index, const float* score, int count, float threshold,
+                          ScratchRow& scratch) {
+  if (sample >= recorded_ || !active_ || newest_ < 0) return;
+  Record& record = records_[sample];
+  const Snapshot& snapshot = snapshots_[newest_];
+  const int winners = static_cast<int>(k_) + 1;
+  record.snapshot = -1;
+  float* mover_bounds = &mover_bounds_[sample * movers_max_];
+  // A mover that did not survive the scan scored at most g I - gap; its first visit replaces this by its score.
+  for (int z = 0; z < snapshot.movers; ++z)
+    mover_bounds[z] = round_up(static_cast<double>(mover_gaba_[z]) * threshold - gap_ - path_[movers_[z]]);
+
+  // Candidates in buckets of falling margin: enough order for blocks, without a sort.
+  constexpr int kBuckets = 128;
+  int size[kBuckets + 1] = {};
+  if (static_cast<int>(scratch.order.size()) < count) {
+    scratch.order.resize(count);
+    scratch.kept.resize(count + 16);
+  }
+  float* margin = scratch.order.data();
+  int32_t* bucket = scratch.kept.data();
+  float highest = -gap_;
+  int positive = 0;
+  for (int i = 0; i < count; ++i) {
+    margin[i] = score[i] - path_gaba_[2 * static_cast<int64_t>(index[i]) + 1] * threshold;
+    highest = margin[i] > highest ? margin[i] : highest;
+    positive += margin[i] >= 0;
+  }
+  if (positive > capacity_ / 2) return;
+  const float scale = (kBuckets - 1) / (highest + gap_ + 1e-12f);
+  for (int i = 0; i < count; ++i) {
+    const int place = mover_place_[index[i]];
+    if (place >= 0 && place < snapshot.movers) {
+      mover_bounds[place] = static_cast<float>(score[i] - path_[index[i]]);
+      bucket[i] = -1;
+    } else if (!(margin[i] > -gap_)) {
+      bucket[i] = -1;
+    } else {
+      bucket[i] = static_cast<int>((highest - margin[i]) * scale);
+      ++size[bucket[i] + 1];
+    }
+  }
+  for (int b = 0; b < kBuckets; ++b) size[b + 1] += size[b];
+  int32_t* candidates = &candidates_[sample * capacity_];
+  float* bounds = &bounds_[sample * capacity_];
+  float* margins = &margins_[sample * (capacity_ / kBlock)];
+  const int kept = std::min(size[kBuckets], capacity_);
+  for (int b = 0; b * kBlock < kept; ++b) margins[b] = -gap_;
+  float outside = -gap_;
+  for (int i = 0; i < count; ++i) {
+    if (bucket[i] < 0) continue;
+    const int at = size[bucket[i]]++;
+    if (at >= capacity_) {
+      outside = std::max(outside, margin[i]);
+      continue;
+    }
+    candidates[at] = index[i];
+    bounds[at] = static_cast<float>(score[i] - path_[index[i]]);
+    margins[at / kBlock] = std::max(margins[at / kBlock], margin[i]);
+  }
+  for (int b = (kept + kBlock - 1) / kBlock - 2; b >= 0; --b) margins[b] = std::max(margins[b], margins[b + 1]);
+
+  int32_t* hints = &hints_[sample * winners];
+  int hinted = 0;
+  for (int i = 0; i < count && hinted < winners; ++i)
+    if (score[i] > threshold) hints[hinted++] = index[i];
+  for (int i = 0; i < count && hinted < winners; ++i)
+    if (score[i] == threshold) hints[hinted++] = index[i];
+  if (hinted < winners || !(outside < 0)) return;
+  ++made_;
+  if (size[kBuckets - 1] > capacity_) {
+    ++overflowed_;
+    reach_ += static_cast<int64_t>(-outside * (1 << 30));
+  }
+  record.threshold = record.last = threshold;
+  record.outside = outside;
+  record.count = kept;
+  record.snapshot = snapshot.id;
+}
+
+void Certificates::moved(int64_t neuron, double movement, float gaba, Delta* delta) {
+  const double length = path_[neuron] + movement * kPathGrowth;
+  path_[neuron] = length;
+  const float path = round_up(length);
+  path_gaba_[2 * neuron] = path;
+  path_gaba_[2 * neuron + 1] = gaba;
+  const int place = mover_place_[neuron];
+  if (place >= 0) {
+    mover_path_[place] = path;
+    mover_gaba_[place] = gaba;
+  }
+  if (length > delta->path_max) delta->path_max = length;
+  if (base_.empty()) return;
+  const float* base = &base_[neuron * kSnapshots];
+  for (int s = 0; s < kSnapshots; ++s) {
+    const float drift = path - base[s];
+    delta->value[s] = drift > delta->value[s] ? drift : delta->value[s];
+  }
+}
+
+void Certificates::step_done(int64_t rows) { rows_ += rows; }
+
+void Certificates::merge(const Delta& delta) {
+  for (int s = 0; s < kSnapshots; ++s) snapshots_[s].delta = std::max(snapshots_[s].delta, delta.value[s]);
+  if (delta.path_max > path_max_) {
+    path_max_ = delta.path_max;
+    update_slack();
+  }
+}
+
+}  // namespace ssd::cpu

@@ -1,0 +1,130 @@
+// Drift certificates: the exact winners of a sample, and the proof that no other neuron can be active, from a short
+// list of candidates. Why it is exact, and the rounding slack, is derived in ssd_kernels/sdmlp_trainer/README.md.
+//
+// Inputs stay fixed and rows are unit vectors, so a score moves by at most its row's movement:
+//   s_j(t) <= s_j(r) + P_j(t) - P_j(r),   P_j the path length of row j, added up at every update.
+// A record of a sample, made by a scan at time r, holds its candidates Q in blocks of falling margin s_j - g_j I, with
+// the bound s_j - P_j of each; the bounds of the movers Z (neurons that move fast, one set for all samples); and the
+// largest margin of all others. Later, K + 1 likely winners are scored; their lowest score v0 bounds the threshold
+// from below; candidates and movers whose upper bound exceeds g v0 are scored too; blocks, and everything outside the
+// list, are dismissed by one inequality with delta_r, the largest movement outside Z since snapshot r.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <vector>
+
+#include "sdmlp_kernels.h"
+
+namespace ssd::cpu {
+
+// Per-thread scratch of one row's selection.
+struct ScratchRow {
+  std::vector<int32_t> kept, place, index;
+  std::vector<float> score, order;
+};
+
+class Certificates {
+ public:
+  static constexpr int kSnapshots = 16;  // live snapshots: one vector of path lengths per neuron
+  static constexpr int kBlock = 16;      // candidates per block of falling margin
+
+  struct Delta {
+    float value[kSnapshots] = {};
+    double path_max = 0;
+  };
+
+  void configure(int64_t neurons, int64_t inputs, int64_t k, int64_t cache_bytes, const SdmlpKernels& kernel);
+  // Forgets everything: the inputs or the weights changed.
+  void reset();
+  // Binds the records to these samples; forgets them when they are not the ones of the last call.
+  void bind(const float* x, int64_t samples);
+  // Tells the coefficients after a load from outside.
+  void set_gaba(const std::vector<float>& gaba);
+
+  // ---- Once per epoch, one thread.
+  // Decides whether certificates are worth trying, and returns the positions in order[] that a batch refresh should
+  // take now, because their slack may run out during the epoch.
+  std::vector<int64_t> begin_epoch(const int64_t* order, int64_t count, double active_per_row);
+  void end_epoch(int64_t certified);
+  bool active() const { return active_; }
+  float gap() const { return gap_; }
+  // Before a scan that makes records: the snapshot it belongs to, and how far below the threshold it keeps neurons.
+  void take_snapshot(const std::vector<float>& gaba);
+
+  // ---- Per row, any thread; a sample may be used by one thread at a time.
+  // The sample's candidates that can matter, scored: scratch.index / scratch.score, and the exact threshold.
+  // False when there is no proof: scan then.
+  bool certify(int64_t sample, const float* x, const float* weight, ScratchRow& scratch, int* count, float* threshold);
+  // Records a scan that kept all neurons with s > g * threshold - gap().
+  void record(int64_t sample, const int32_t* index, const float* score, int count, float threshold,
+              ScratchRow& scratch);
+
+  // ---- Per updated row; the thread that owns the neuron.
+  void moved(int64_t neuron, double movement, float gaba, Delta* delta);
+  void merge(const Delta& delta);
+  void step_done(int64_t rows);
+
+ private:
+  struct Record {
+    int32_t snapshot = -1;  // id; stale when no slot carries it
+    float threshold = 0;    // I(r)
+    float last = 0;         // threshold when last seen
+    float outside = 0;      // largest margin outside Q and Z at r
+    int32_t count = 0;      // candidates
+  };
+  struct Snapshot {
+    int32_t id = -1;
+    int movers = 0;    // the first ones of Z that its records hold bounds of
+    float delta = 0;   // largest movement outside those since it was taken
+    float before = 0;  // the same at the start of the epoch
+    float gaba_min = 0;
+    int64_t taken = 0;  // rows trained when it was taken
+  };
+  int slot_of(const Record& record) const {
+    const int slot = record.snapshot >= 0 ? record.snapshot % kSnapshots : 0;
+    return record.snapshot >= 0 && snapshots_[slot].id == record.snapshot ? slot : -1;
+  }
+  float need(const Record& record, const Snapshot& snapshot, float threshold) const;
+  void choose_movers();
+  void update_slack();
+
+  int64_t neurons_ = 0, inputs_ = 0, k_ = 0, cache_bytes_ = 0;
+  const SdmlpKernels* kernel_ = nullptr;
+  const float* x_ = nullptr;
+  int64_t samples_ = 0, recorded_ = 0;  // records exist for the first recorded_ samples
+  int capacity_ = 0, movers_max_ = 0;
+
+  std::vector<double> path_;        // (R,)
+  std::vector<float> path_gaba_;    // (R, 2) path length rounded up, coefficient
+  std::vector<float> path_before_;  // (R,) at the start of the epoch
+  std::vector<float> base_;         // (R, kSnapshots) path length at each snapshot; huge where not counted
+  Snapshot snapshots_[kSnapshots];
+  int32_t next_id_ = 0;
+  int newest_ = -1;
+  int64_t newest_epoch_ = -1, epoch_ = 0;
+  int64_t rows_ = 0, last_rows_ = 0;  // rows trained so far, rows of the last epoch
+  int taken_ = 0;                     // snapshots taken in newest_epoch_
+  double path_max_ = 0;
+  float slack_ = 0;  // rounding of scores, path lengths and margins
+
+  std::vector<int32_t> movers_, mover_place_;  // (|Z|,), (R,) place in Z or -1
+  std::vector<float> mover_path_, mover_gaba_;
+
+  std::vector<Record> records_;
+  std::vector<int32_t> hints_;       // (N, K + 1)
+  std::vector<int32_t> candidates_;  // (N, capacity)
+  std::vector<float> bounds_;        // (N, capacity)
+  std::vector<float> margins_;       // (N, capacity / kBlock) largest margin of a block and all after it, at r
+  std::vector<float> mover_bounds_;  // (N, movers_max)
+  std::vector<int32_t> stamp_;       // (N,) last epoch that listed the sample
+
+  bool active_ = false;
+  float gap_ = 0.1f;
+  // Records made since gap_ was set, those whose list overflowed, and where it then ended (in units of 2^-30).
+  std::atomic<int64_t> made_{0}, overflowed_{0}, reach_{0};
+  int64_t live_ = 0;  // listed samples with a live record at the start of the epoch
+  int backoff_ = 0, wait_ = 0;
+};
+
+}  // namespace ssd::cpu

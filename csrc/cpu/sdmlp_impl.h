@@ -1,0 +1,139 @@
+// The SDMLP trainer's state and the parts of one step. Plain C++: the inner loops are in sdmlp_kernels.h.
+//   sdmlp_trainer.cpp  the step loop and inference        sdmlp_select.cpp        exact winners by scanning
+//   sdmlp_update.cpp   gradients and update of the rows   sdmlp_certificates.cpp  exact winners without scanning
+//   sdmlp_loss.cpp     outputs, losses, their gradients
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "sdmlp_certificates.h"
+#include "sdmlp_kernels.h"
+#include "ssd/sdmlp_trainer.h"
+#include "ssd/team.h"
+#include "ssd/thread_pool.h"
+
+namespace ssd::cpu {
+
+// One sample of the batch: its threshold and its active neurons, ascending.
+struct Row {
+  const float* x = nullptr;
+  int64_t sample = 0;
+  float threshold = 0;
+  bool certified = false;
+  int count = 0;                 // active neurons
+  std::vector<int32_t> index;    // (count,)
+  std::vector<float> h, dh;      // (count,) activation, and the loss's gradient
+  std::vector<int> chunk_begin;  // (kUpdateChunks + 1,) where each chunk of neurons begins in index
+  double ce = 0, kd_hidden = 0, kd_logits = 0;
+
+  void reserve(int64_t entries) {
+    if (static_cast<int64_t>(index.size()) < entries) {
+      index.resize(entries);
+      h.resize(entries);
+      dh.resize(entries);
+    }
+  }
+};
+
+// Survivors of a scan over a range of neurons for one row: (neuron, score), ascending, and the K + 1 best scores.
+struct ScanList {
+  std::vector<int32_t> index;
+  std::vector<float> score;
+  std::vector<float> heap;  // min-heap of the K + 1 best scores
+  int count = 0;
+};
+
+constexpr int kUpdateChunks = 16;  // neurons are updated in this many ranges, whatever the number of threads
+constexpr int kScanBlock = 48;     // neurons scored before their survivors are picked out
+constexpr int kScanRows = 32;      // rows that share one pass over the weights
+
+// The neurons of one range that a step touched, ascending, with their gradients.
+struct UpdateChunk {
+  int64_t begin = 0, end = 0;          // neurons
+  std::vector<uint64_t> bitmap;        // touched neurons of the range
+  std::vector<int32_t> slot_of;        // (end - begin,) valid for touched neurons
+  std::vector<int32_t> neuron;         // (slots,)
+  std::vector<int32_t> first;          // (slots + 1,) where a slot's samples begin
+  std::vector<int32_t> row;            // (pairs,) batch rows, ascending within a slot
+  std::vector<float> h, dh;            // (pairs,)
+  std::vector<float> gradient;         // (slots, D)
+  std::vector<float> output_gradient;  // (slots, Cp)
+  std::vector<float> pull;             // (D,) scratch: a row's penalty gradient
+  double norm2 = 0;                    // squared norm of the range's gradients
+  std::vector<const float*> x;         // scratch of one slot
+  Certificates::Delta delta;
+};
+
+struct SdmlpTrainer::Impl {
+  Impl(const SdmlpConfig& config, float* weight, float* output_weight, int64_t* counts);
+
+  // ---- State.
+  SdmlpConfig cfg;
+  const SdmlpKernels& kernel;
+  int64_t R, D, C, K;
+  int Cp;                                               // C rounded up to whole vectors
+  float *weight, *output_weight;                        // (R, D), (C, R): the caller's
+  int64_t* counts;                                      // (R,)
+  std::vector<float> output;                            // (R, Cp) output_weight transposed, padded with 0
+  std::vector<float> gaba;                              // (R,)
+  std::vector<float> weight_velocity, output_velocity;  // (R, D), (R, Cp); empty without momentum
+  std::vector<uint8_t> in_motion;                       // (R,) 1 where a velocity may not be 0
+  // The quadratic penalty of this call: output parts transposed to (R, Cp), rows that it pulls at all, and the squared
+  // norm of each row's pull, so that rows no sample touches cost one pass a step and not two.
+  std::vector<float> output_importance, output_anchor;
+  std::vector<uint8_t> pulled;
+  std::vector<double> pull_norm2;
+  std::vector<uint64_t> stale_output;  // neurons whose column of output_weight is behind `output`
+  Certificates certificates;
+
+  // ---- One batch.
+  std::vector<Row> rows;
+  std::vector<float> y, dy;  // (B, Cp)
+  std::vector<ScanList> lists;
+  std::vector<int> pending;  // rows that no certificate covers
+  std::vector<UpdateChunk> chunks;
+  std::vector<ScratchRow> scratch;  // per thread
+  std::unique_ptr<ThreadPool> pool;
+  double last_active = 1e30;  // active neurons per row in the last call; huge: not known
+
+  void load_state();
+  void write_output();
+  float gaba_of(int64_t count) const;
+
+  // ---- sdmlp_select.cpp
+  struct ScanPlan {
+    int groups, parts;  // row groups of kScanRows x ranges of neurons
+  };
+  ScanPlan plan_scan(int rows) const;
+  // Scores range `part` for row group `group` of which[], keeping what exceeds gaba * floor - gap; lists[] gets it.
+  void scan(const int* which, int n, ScanPlan plan, int group, int part, float gap);
+  // Merges a row's lists into its active neurons; false when a score is NaN. `gap` as in scan.
+  bool finish_scan(int which, int position, ScanPlan plan, float gap);
+  bool activate(Row& row, const int32_t* index, const float* score, int n, float threshold);
+
+  // ---- sdmlp_loss.cpp
+  void forward(const SdmlpEpoch& epoch, int which, int batch);
+
+  // ---- sdmlp_update.cpp
+  void group(int chunk, int batch);
+  void backward(int chunk, int batch, const SdmlpPenalty* penalty);
+  void update(int chunk, float scale, const SdmlpPenalty* penalty);
+  void update_all(int chunk, float scale, const SdmlpPenalty* penalty);
+  void move(int64_t neuron, const float* gradient, const float* output_gradient, float scale, int64_t active,
+            Certificates::Delta* delta);
+  void prepare_penalty(const SdmlpPenalty& penalty);
+  double pull_norm(int64_t neuron, const SdmlpPenalty& penalty, std::vector<float>& pull) const;
+
+  // ---- sdmlp_trainer.cpp
+  struct Run;
+  double measure_active(const SdmlpEpoch& epoch);
+};
+
+inline double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace ssd::cpu

@@ -1,0 +1,55 @@
+// The inner loops of the SDMLP trainer, one table per instruction set (sdmlp_trainer.inl). Everything around them,
+// which needs containers and threads, is plain C++ (sdmlp_*.cpp).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "ssd/simd_level.h"
+
+namespace ssd::cpu {
+
+struct SdmlpKernels {
+  // scores[i * ld + j] = canonical dot of x[i] (D,) with row j of w (nw, D).
+  void (*score_block)(const float* const* x, int nx, const float* w, int nw, int64_t D, float* scores, int64_t ld);
+  // scores[i] = canonical dot of x (D,) with row index[i] of w (R, D).
+  void (*score_rows)(const float* x, const float* w, const int32_t* index, int n, int64_t D, float* scores);
+  // Lanes of a vector: the canonical sum of D products rounds D / width + log2(width) + 1 times.
+  int width;
+  // Appends (base + j, scores[j]) where scores[j] > gaba[j] * floor - gap, or gaba[j] < 0, or the score is NaN;
+  // returns how many. Room for n entries.
+  int (*filter)(const float* scores, const float* gaba, int n, float floor, float gap, int32_t base, int32_t* index,
+                float* score);
+  // The movers that may matter: places i with bound[i] + path[i] + slack > gaba[i] * floor, or gaba[i] < 0.
+  // Room for n + 16 entries in kept.
+  int (*prune_movers)(const float* bound, const float* path, const float* gaba, int n, float floor, float slack,
+                      int32_t* kept);
+  // The entries of a candidate list that may matter when the layer's threshold is at least `floor`:
+  // index[i] is kept where bound[i] + path[index[i]] + slack > gaba[index[i]] * floor or gaba < 0; kept[] (room for n +
+  // 16) gets i.
+  int (*prune)(const int32_t* index, const float* bound, int n, const float* path_gaba, float floor, float slack,
+               int32_t* kept);
+  // y (Cp,) = sum_i h[i] * output[index[i]] (R, Cp), in the order given.
+  void (*output_row)(const int32_t* index, const float* h, int n, const float* output, int Cp, float* y);
+  // dh[i] = sum_c dy[c] * output[index[i]][c], c ascending.
+  void (*backward_row)(const int32_t* index, int n, const float* output, int C, int Cp, const float* dy, float* dh);
+  // sum (D,) = sum_i coef[i] * x[i], in the order given; returns ||sum||^2.
+  double (*accumulate_rows)(const float* const* x, const float* coef, int n, int64_t D, float* sum);
+  // w -= step * gradient; clamped at 0; divided by its norm (a zero row stays). Returns ||new - old||.
+  double (*update_row)(float* w, const float* gradient, float step, int64_t D);
+  // gradient (n,) += twice_coef * importance * (value - anchor).
+  void (*add_penalty)(float* gradient, const float* value, const float* importance, const float* anchor,
+                      float twice_coef, int64_t n);
+  // sum_d gradient[d]^2.
+  double (*square_norm)(const float* gradient, int64_t n);
+  // velocity = momentum * velocity + scale * gradient (null: 0).
+  void (*accelerate)(float* velocity, const float* gradient, float momentum, float scale, int64_t n);
+  // v -= step * gradient, clamped at 0.
+  void (*update_output)(float* v, const float* gradient, float step, int Cp);
+  // x[i] = exp(x[i]) for n values, to about 1 ulp of fp64.
+  void (*exp_rows)(double* x, int64_t n);
+};
+
+const SdmlpKernels& sdmlp_kernels(SimdLevel level);
+
+}  // namespace ssd::cpu

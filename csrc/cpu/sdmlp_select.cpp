@@ -1,0 +1,140 @@
+// Exact winners by scanning: canonical scores tile by tile, against each row's running threshold; the (B, R) scores
+// are never stored. A scan that makes certificates keeps everything within `gap` below a neuron's own threshold.
+#include <algorithm>
+#include <functional>
+
+#include "sdmlp_impl.h"
+
+namespace ssd::cpu {
+
+SdmlpTrainer::Impl::ScanPlan SdmlpTrainer::Impl::plan_scan(int n) const {
+  // Few rows share a pass over the weights by ranges of neurons; many rows by groups of rows.
+  const int groups = (n + kScanRows - 1) / kScanRows;
+  const int64_t most = std::max<int64_t>(1, R / 512);
+  const int parts = groups >= 4 ? 1 : static_cast<int>(std::min<int64_t>(most, 4));
+  return {groups, parts};
+}
+
+void SdmlpTrainer::Impl::scan(const int* which, int n, ScanPlan plan, int group, int part, float gap) {
+  const int first = group * kScanRows, count = std::min(kScanRows, n - first);
+  const int64_t blocks = (R + kScanBlock - 1) / kScanBlock;
+  const int64_t begin = blocks * part / plan.parts * kScanBlock;
+  const int64_t end = std::min(R, blocks * (part + 1) / plan.parts * kScanBlock);
+  const float* x[kScanRows];
+  float scores[kScanRows * kScanBlock];
+  ScanList* list[kScanRows];
+  for (int i = 0; i < count; ++i) {
+    x[i] = rows[which[first + i]].x;
+    list[i] = &lists[static_cast<size_t>(first + i) * plan.parts + part];
+    list[i]->count = 0;
+    list[i]->heap.clear();
+  }
+  const size_t winners = static_cast<size_t>(K) + 1;
+  for (int64_t j = begin; j < end; j += kScanBlock) {
+    const int size = static_cast<int>(std::min<int64_t>(kScanBlock, end - j));
+    kernel.score_block(x, count, weight + j * D, size, D, scores, kScanBlock);
+    for (int i = 0; i < count; ++i) {
+      ScanList& kept = *list[i];
+      if (static_cast<int>(kept.index.size()) < kept.count + kScanBlock) {
+        kept.index.resize(2 * (kept.count + kScanBlock) + 256);
+        kept.score.resize(kept.index.size());
+      }
+      std::vector<float>& heap = kept.heap;
+      const float floor = heap.size() < winners ? 0.f : heap.front();
+      const int found =
+          kernel.filter(scores + i * kScanBlock, gaba.data() + j, size, floor, heap.size() < winners ? 1.f : gap,
+                        static_cast<int32_t>(j), kept.index.data() + kept.count, kept.score.data() + kept.count);
+      for (int e = kept.count; e < kept.count + found; ++e) {
+        const float score = kept.score[e];
+        if (heap.size() < winners) {
+          heap.push_back(score);
+          std::push_heap(heap.begin(), heap.end(), std::greater<float>());
+        } else if (score > heap.front()) {
+          std::pop_heap(heap.begin(), heap.end(), std::greater<float>());
+          heap.back() = score;
+          std::push_heap(heap.begin(), heap.end(), std::greater<float>());
+        }
+      }
+      kept.count += found;
+    }
+  }
+}
+
+bool SdmlpTrainer::Impl::finish_scan(int which, int position, ScanPlan plan, float gap) {
+  Row& row = rows[which];
+  ScanList* parts = &lists[static_cast<size_t>(position) * plan.parts];
+  ScanList& all = parts[0];
+  for (int p = 1; p < plan.parts; ++p) {
+    const ScanList& part = parts[p];
+    if (static_cast<int>(all.index.size()) < all.count + part.count) {
+      all.index.resize(all.count + part.count);
+      all.score.resize(all.index.size());
+    }
+    std::copy_n(part.index.begin(), part.count, all.index.begin() + all.count);
+    std::copy_n(part.score.begin(), part.count, all.score.begin() + all.count);
+    all.count += part.count;
+    all.heap.insert(all.heap.end(), part.heap.begin(), part.heap.end());
+  }
+  for (int e = 0; e < all.count; ++e)
+    if (!(all.score[e] >= 0)) return false;  // inputs and weights are not negative: this is NaN
+  std::nth_element(all.heap.begin(), all.heap.begin() + K, all.heap.end(), std::greater<float>());
+  const float threshold = all.heap[K];
+  if (gap > 0) {
+    // Ranges scanned apart have lower running thresholds: only what exceeds the row's own is kept.
+    int kept = 0;
+    for (int e = 0; e < all.count; ++e) {
+      const float g = gaba[all.index[e]];
+      if (g < 0 || all.score[e] > g * threshold - gap) {
+        all.index[kept] = all.index[e];
+        all.score[kept++] = all.score[e];
+      }
+    }
+    all.count = kept;
+  }
+  return activate(row, all.index.data(), all.score.data(), all.count, threshold);
+}
+
+bool SdmlpTrainer::Impl::activate(Row& row, const int32_t* index, const float* score, int n, float threshold) {
+  row.reserve(n);
+  row.threshold = threshold;
+  int count = 0;
+  bool ascending = true;
+  for (int e = 0; e < n; ++e) {
+    const float a = score[e] > 0 ? score[e] : 0.f;
+    const float inhibition = gaba[index[e]] * threshold;
+    const float h = a - inhibition;
+    if (h > 0) {
+      ascending = ascending && (count == 0 || row.index[count - 1] < index[e]);
+      row.index[count] = index[e];
+      row.h[count++] = h;
+    }
+  }
+  row.count = count;
+  if (!ascending) {
+    // Insertion sort: a certified row has few active neurons, most of them in order.
+    if (count <= 64) {
+      for (int i = 1; i < count; ++i) {
+        const int32_t key = row.index[i];
+        const float value = row.h[i];
+        int j = i - 1;
+        for (; j >= 0 && row.index[j] > key; --j) {
+          row.index[j + 1] = row.index[j];
+          row.h[j + 1] = row.h[j];
+        }
+        row.index[j + 1] = key;
+        row.h[j + 1] = value;
+      }
+    } else {
+      std::vector<std::pair<int32_t, float>> pairs(count);
+      for (int i = 0; i < count; ++i) pairs[i] = {row.index[i], row.h[i]};
+      std::sort(pairs.begin(), pairs.end());
+      for (int i = 0; i < count; ++i) {
+        row.index[i] = pairs[i].first;
+        row.h[i] = pairs[i].second;
+      }
+    }
+  }
+  return true;
+}
+
+}  // namespace ssd::cpu

@@ -1,0 +1,323 @@
+// The SDMLP trainer's inner loops for one instruction set. Every score is the canonical dot product (simd.h), every
+// sum over samples runs in ascending order, so no result depends on tiling, threads or the path that asked for it.
+#include "sdmlp_kernels.h"
+#include "simd.h"
+
+namespace ssd::cpu::SSD_LEVEL {
+namespace {
+
+using V = Vec<float>;
+using VD = Vec<double>;
+constexpr int kW = V::kWidth;
+
+SSD_INLINE float fma_scalar(float a, float b, float c) {
+#if defined(__FMA__) || defined(__FP_FAST_FMAF)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// ---- Scores ---------------------------------------------------------------------------------------------------
+constexpr int kTileX = 4, kTileW = 6;  // 24 accumulators and 10 loads for 24 multiply-adds
+
+template <int NX, int NW>
+SSD_INLINE void score_tile(const float* const* x, const float* w, int64_t D, float* scores, int64_t ld) {
+  const float* xs[NX];
+  const float* ws[NW];
+  for (int i = 0; i < NX; ++i) xs[i] = x[i];
+  for (int j = 0; j < NW; ++j) ws[j] = w + j * D;
+  float out[NX * NW];
+  dot_tile<NX, NW>(xs, ws, D, out);
+  for (int i = 0; i < NX; ++i)
+    for (int j = 0; j < NW; ++j) scores[i * ld + j] = out[i * NW + j];
+}
+
+void score_block(const float* const* x, int nx, const float* w, int nw, int64_t D, float* scores, int64_t ld) {
+  int j = 0;
+  for (; j + kTileW <= nw; j += kTileW) {
+    int i = 0;
+    for (; i + kTileX <= nx; i += kTileX) score_tile<kTileX, kTileW>(x + i, w + j * D, D, scores + i * ld + j, ld);
+    for (; i < nx; ++i) score_tile<1, kTileW>(x + i, w + j * D, D, scores + i * ld + j, ld);
+  }
+  for (; j < nw; ++j) {
+    int i = 0;
+    for (; i + kTileX <= nx; i += kTileX) score_tile<kTileX, 1>(x + i, w + j * D, D, scores + i * ld + j, ld);
+    for (; i < nx; ++i) score_tile<1, 1>(x + i, w + j * D, D, scores + i * ld + j, ld);
+  }
+}
+
+void score_rows(const float* x, const float* w, const int32_t* index, int n, int64_t D, float* scores) {
+  constexpr int kAhead = 8;  // a row is a kilobyte: ask for the next rows while these are summed
+  const float* const xs[1] = {x};
+  int i = 0;
+  for (; i + 4 <= n; i += 4) {
+    const float* ws[4];
+    for (int j = 0; j < 4; ++j) ws[j] = w + index[i + j] * D;
+    for (int j = i + 4; j < i + 4 + kAhead / 2 && j < n; ++j) {
+      const char* row = reinterpret_cast<const char*>(w + index[j] * D);
+      const int64_t bytes = D * 4 < 2048 ? D * 4 : 2048;
+      for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
+    }
+    dot_tile<1, 4>(xs, ws, D, scores + i);
+  }
+  for (; i < n; ++i) scores[i] = dot(x, w + index[i] * D, D);
+}
+
+// ---- Selection ------------------------------------------------------------------------------------------------
+int filter(const float* scores, const float* gaba, int n, float floor, float gap, int32_t base, int32_t* index,
+           float* score) {
+  const V low = V::set1(floor), below = V::set1(gap), zero = V::zero();
+  int count = 0;
+  for (int j = 0; j < n; j += kW) {
+    const int rest = n - j;
+    uint32_t mask;
+    if (rest >= kW) {
+      const V g = V::load(gaba + j);
+      mask = not_le_mask(V::load(scores + j), g * low - below) | gt_mask(zero, g);
+    } else {
+      const V g = V::load_partial(gaba + j, rest);
+      mask = not_le_mask(V::load_partial(scores + j, rest), g * low - below) | gt_mask(zero, g);
+      mask &= (1u << rest) - 1u;
+    }
+    for (; mask; mask &= mask - 1) {
+      const int lane = j + __builtin_ctz(mask);
+      index[count] = base + lane;
+      score[count++] = scores[lane];
+    }
+  }
+  return count;
+}
+
+int prune(const int32_t* index, const float* bound, int n, const float* path_gaba, float floor, float slack,
+          int32_t* kept) {
+  int count = 0;
+#if defined(__AVX512F__)
+  const __m512 low = _mm512_set1_ps(floor), extra = _mm512_set1_ps(slack);
+  for (int i = 0; i < n; i += 16) {
+    const __mmask16 lanes = n - i >= 16 ? 0xffffu : static_cast<__mmask16>((1u << (n - i)) - 1u);
+    const __m512i at = _mm512_slli_epi32(_mm512_maskz_loadu_epi32(lanes, index + i), 1);
+    const __m512 zero = _mm512_setzero_ps();
+    const __m512 path = _mm512_mask_i32gather_ps(zero, lanes, at, path_gaba, 4);
+    const __m512 gaba = _mm512_mask_i32gather_ps(zero, lanes, at, path_gaba + 1, 4);
+    const __m512 upper = _mm512_add_ps(_mm512_add_ps(_mm512_maskz_loadu_ps(lanes, bound + i), path), extra);
+    __mmask16 keep = _mm512_cmp_ps_mask(upper, _mm512_mul_ps(gaba, low), _CMP_NLE_UQ);
+    keep = (keep | _mm512_cmp_ps_mask(zero, gaba, _CMP_GT_OQ)) & lanes;
+    _mm512_storeu_si512(kept + count,
+                        _mm512_maskz_compress_epi32(
+                            keep, _mm512_add_epi32(_mm512_set1_epi32(i), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9,
+                                                                                           10, 11, 12, 13, 14, 15))));
+    count += __builtin_popcount(keep);
+  }
+#else
+  for (int i = 0; i < n; ++i) {
+    const float* at = path_gaba + 2 * static_cast<ptrdiff_t>(index[i]);
+    kept[count] = i;
+    count += !(bound[i] + at[0] + slack <= at[1] * floor) || at[1] < 0;
+  }
+#endif
+  return count;
+}
+
+int prune_movers(const float* bound, const float* path, const float* gaba, int n, float floor, float slack,
+                 int32_t* kept) {
+  const V low = V::set1(floor), extra = V::set1(slack), zero = V::zero();
+  int count = 0;
+  for (int i = 0; i < n; i += kW) {
+    const int rest = n - i;
+    uint32_t mask;
+    if (rest >= kW) {
+      const V g = V::load(gaba + i);
+      mask = not_le_mask(V::load(bound + i) + V::load(path + i) + extra, g * low) | gt_mask(zero, g);
+    } else {
+      const V g = V::load_partial(gaba + i, rest);
+      const V upper = V::load_partial(bound + i, rest) + V::load_partial(path + i, rest) + extra;
+      mask = (not_le_mask(upper, g * low) | gt_mask(zero, g)) & ((1u << rest) - 1u);
+    }
+    for (; mask; mask &= mask - 1) kept[count++] = i + __builtin_ctz(mask);
+  }
+  return count;
+}
+
+// ---- Output layer ---------------------------------------------------------------------------------------------
+void output_row(const int32_t* index, const float* h, int n, const float* output, int Cp, float* y) {
+  for (int c = 0; c < Cp; c += kW) {
+    V sum = V::zero();
+    for (int i = 0; i < n; ++i)
+      sum = fma(V::set1(h[i]), V::load(output + static_cast<int64_t>(index[i]) * Cp + c), sum);
+    sum.store(y + c);
+  }
+}
+
+void backward_row(const int32_t* index, int n, const float* output, int C, int Cp, const float* dy, float* dh) {
+  int i = 0;
+  for (; i + 4 <= n; i += 4) {
+    const float* rows[4];
+    float sum[4] = {0.f, 0.f, 0.f, 0.f};
+    for (int j = 0; j < 4; ++j) rows[j] = output + static_cast<int64_t>(index[i + j]) * Cp;
+    for (int c = 0; c < C; ++c)
+      for (int j = 0; j < 4; ++j) sum[j] = fma_scalar(dy[c], rows[j][c], sum[j]);
+    for (int j = 0; j < 4; ++j) dh[i + j] = sum[j];
+  }
+  for (; i < n; ++i) {
+    const float* row = output + static_cast<int64_t>(index[i]) * Cp;
+    float sum = 0.f;
+    for (int c = 0; c < C; ++c) sum = fma_scalar(dy[c], row[c], sum);
+    dh[i] = sum;
+  }
+}
+
+// ---- Weight gradient and update -------------------------------------------------------------------------------
+SSD_INLINE double sum_of_squares(const float* values, int64_t n) {
+  VD sum = VD::zero();
+  int64_t d = 0;
+  double lanes[VD::kWidth];
+  for (; d + VD::kWidth <= n; d += VD::kWidth) {
+    for (int l = 0; l < VD::kWidth; ++l) lanes[l] = values[d + l];
+    const VD v = VD::load(lanes);
+    sum = fma(v, v, sum);
+  }
+  double total = reduce_add(sum);
+  for (; d < n; ++d) total += static_cast<double>(values[d]) * values[d];
+  return total;
+}
+
+template <int NV>
+SSD_INLINE void accumulate_columns(const float* const* x, const float* coef, int n, int64_t d, float* sum) {
+  V acc[NV];
+  for (int v = 0; v < NV; ++v) acc[v] = V::zero();
+  for (int i = 0; i < n; ++i) {
+    const V c = V::set1(coef[i]);
+    for (int v = 0; v < NV; ++v) acc[v] = fma(c, V::load(x[i] + d + v * kW), acc[v]);
+  }
+  for (int v = 0; v < NV; ++v) acc[v].store(sum + d + v * kW);
+}
+
+double accumulate_rows(const float* const* x, const float* coef, int n, int64_t D, float* sum) {
+  int64_t d = 0;
+  for (; d + 8 * kW <= D; d += 8 * kW) accumulate_columns<8>(x, coef, n, d, sum);
+  for (; d + kW <= D; d += kW) accumulate_columns<1>(x, coef, n, d, sum);
+  for (; d < D; ++d) {
+    float total = 0.f;
+    for (int i = 0; i < n; ++i) total = fma_scalar(coef[i], x[i][d], total);
+    sum[d] = total;
+  }
+  return sum_of_squares(sum, D);
+}
+
+double update_row(float* w, const float* gradient, float step, int64_t D) {
+  const V minus = V::set1(-step), zero = V::zero();
+  // A fresh row first, so that the old one is still there to measure the movement from.
+  constexpr int kBlock = 1024;
+  float fresh_block[kBlock];
+  double norm2 = 0;
+  // First pass: ||clamp(w - step g)||^2, without storing (rows may be longer than the block).
+  for (int64_t begin = 0; begin < D; begin += kBlock) {
+    const int64_t size = D - begin < kBlock ? D - begin : kBlock;
+    int64_t d = 0;
+    for (; d + kW <= size; d += kW)
+      vmax(fma(minus, V::load(gradient + begin + d), V::load(w + begin + d)), zero).store(fresh_block + d);
+    for (; d < size; ++d) {
+      const float value = fma_scalar(-step, gradient[begin + d], w[begin + d]);
+      fresh_block[d] = value > 0.f ? value : 0.f;
+    }
+    norm2 += sum_of_squares(fresh_block, size);
+  }
+  const float inverse = norm2 > 0 ? static_cast<float>(1.0 / __builtin_sqrt(norm2)) : 1.f;
+  const V scale = V::set1(inverse);
+  double moved2 = 0;
+  for (int64_t begin = 0; begin < D; begin += kBlock) {
+    const int64_t size = D - begin < kBlock ? D - begin : kBlock;
+    int64_t d = 0;
+    for (; d + kW <= size; d += kW) {
+      const V old = V::load(w + begin + d);
+      const V fresh = vmax(fma(minus, V::load(gradient + begin + d), old), zero) * scale;
+      fresh.store(w + begin + d);
+      (fresh - old).store(fresh_block + d);
+    }
+    for (; d < size; ++d) {
+      const float old = w[begin + d];
+      float fresh = fma_scalar(-step, gradient[begin + d], old);
+      fresh = (fresh > 0.f ? fresh : 0.f) * inverse;
+      w[begin + d] = fresh;
+      fresh_block[d] = fresh - old;
+    }
+    moved2 += sum_of_squares(fresh_block, size);
+  }
+  return __builtin_sqrt(moved2);
+}
+
+void add_penalty(float* gradient, const float* value, const float* importance, const float* anchor, float twice_coef,
+                 int64_t n) {
+  const V factor = V::set1(twice_coef);
+  int64_t d = 0;
+  for (; d + kW <= n; d += kW) {
+    const V pull = factor * V::load(importance + d) * (V::load(value + d) - V::load(anchor + d));
+    (V::load(gradient + d) + pull).store(gradient + d);
+  }
+  for (; d < n; ++d) gradient[d] = gradient[d] + twice_coef * importance[d] * (value[d] - anchor[d]);
+}
+
+double square_norm(const float* gradient, int64_t n) { return sum_of_squares(gradient, n); }
+
+void accelerate(float* velocity, const float* gradient, float momentum, float scale, int64_t n) {
+  const V keep = V::set1(momentum), factor = V::set1(scale);
+  int64_t d = 0;
+  for (; d + kW <= n; d += kW) {
+    const V kept = keep * V::load(velocity + d);
+    (gradient ? kept + factor * V::load(gradient + d) : kept).store(velocity + d);
+  }
+  for (; d < n; ++d) {
+    const float kept = momentum * velocity[d];
+    velocity[d] = gradient ? kept + scale * gradient[d] : kept;
+  }
+}
+
+void update_output(float* v, const float* gradient, float step, int Cp) {
+  const V minus = V::set1(-step), zero = V::zero();
+  for (int c = 0; c < Cp; c += kW) vmax(fma(minus, V::load(gradient + c), V::load(v + c)), zero).store(v + c);
+}
+
+// exp(x) = 2^k exp(r), |r| <= ln 2 / 2, by a polynomial: plain arithmetic, so the loop runs in vector lanes.
+void exp_rows(double* x, int64_t n) {
+  constexpr double kLog2E = 1.4426950408889634, kLn2Hi = 0.693147180369123816490, kLn2Lo = 1.90821492927058770002e-10;
+  constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer
+  for (int64_t i = 0; i < n; ++i) {
+    double v = x[i];
+    v = v < -708.0 ? -708.0 : v;
+    v = v > 709.0 ? 709.0 : v;
+    const double shifted = v * kLog2E + kRound;
+    const double k = shifted - kRound;
+    const double r = (v - k * kLn2Hi) - k * kLn2Lo;
+    double p = 1.0 / 479001600.0;
+    p = p * r + 1.0 / 39916800.0;
+    p = p * r + 1.0 / 3628800.0;
+    p = p * r + 1.0 / 362880.0;
+    p = p * r + 1.0 / 40320.0;
+    p = p * r + 1.0 / 5040.0;
+    p = p * r + 1.0 / 720.0;
+    p = p * r + 1.0 / 120.0;
+    p = p * r + 1.0 / 24.0;
+    p = p * r + 1.0 / 6.0;
+    p = p * r + 0.5;
+    p = p * r + 1.0;
+    p = p * r + 1.0;
+    int64_t bits;
+    std::memcpy(&bits, &shifted, 8);
+    bits = (bits + 1023) << 52;  // the low bits of `shifted` hold k
+    double power;
+    std::memcpy(&power, &bits, 8);
+    x[i] = x[i] != x[i] ? x[i] : p * power;
+  }
+}
+
+}  // namespace
+
+const SdmlpKernels& sdmlp_table() {
+  static const SdmlpKernels kernels = {score_block, score_rows,  kW,           filter,          prune_movers,
+                                       prune,       output_row,  backward_row, accumulate_rows, update_row,
+                                       add_penalty, square_norm, accelerate,   update_output,   exp_rows};
+  return kernels;
+}
+
+}  // namespace ssd::cpu::SSD_LEVEL

@@ -1,0 +1,2 @@
+#define SSD_LEVEL avx2
+#include "sdmlp_trainer.inl"

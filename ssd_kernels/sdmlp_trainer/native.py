@@ -1,0 +1,184 @@
+"""The native CPU trainer behind the engine: pointers in, statistics out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from .types import EpochStats, QuadraticPenalty, Settings, Teacher
+
+
+class NativeTrainer:
+    """Owns the C++ trainer and keeps alive every tensor whose address it holds."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        output_weight: Tensor,
+        counts: Tensor,
+        settings: Settings,
+        *,
+        exhaustive: bool,
+        threads: int | None,
+        cache_mb: int,
+    ) -> None:
+        module, reason = _native.cpu_module()
+        if module is None:
+            raise ValueError(f"the native CPU module is not loaded ({reason})")
+        self.weight, self.output_weight, self.counts = weight, output_weight, counts
+        self.settings, self._threads = settings, threads
+        self._trainer = module.SdmlpTrainer(
+            weight=weight.data_ptr(),
+            output_weight=output_weight.data_ptr(),
+            counts=counts.data_ptr(),
+            neurons=weight.shape[0],
+            inputs=weight.shape[1],
+            classes=output_weight.shape[0],
+            k=settings.k,
+            gaba_switch=0.0 if settings.gaba_switch is None else float(settings.gaba_switch),
+            lr=settings.lr,
+            momentum=settings.momentum,
+            max_grad_norm=settings.max_grad_norm,
+            alpha=settings.alpha,
+            lam=settings.lam,
+            temperature=settings.temperature,
+            reverse_kl=settings.kl == "reverse",
+            exhaustive=exhaustive,
+            cache_bytes=cache_mb << 20,
+            simd=_native.simd_level(),
+        )
+        self._x: Tensor | None = None
+        self._versions: tuple[int, ...] = ()
+        self._prepared: tuple[Teacher, tuple[Tensor, ...], int] | None = None
+        self._remember(None)
+
+    def threads(self) -> int:
+        return torch.get_num_threads() if self._threads is None else self._threads
+
+    def invalidate(self) -> None:
+        """Reads the caller's tensors again, and forgets what was proved about them."""
+        self._trainer.invalidate()
+        self._remember(None)
+
+    def _remember(self, x: Tensor | None) -> None:
+        self._x = x
+        tensors = (self.weight, self.output_weight, self.counts, *(() if x is None else (x,)))
+        self._versions = tuple(tensor._version for tensor in tensors)
+
+    def _check_unchanged(self, x: Tensor | None) -> None:
+        """Version counters tell of changes by torch since the last call; other samples need other records."""
+        tensors = (self.weight, self.output_weight, self.counts, *(() if self._x is None else (self._x,)))
+        changed = tuple(tensor._version for tensor in tensors) != self._versions
+        if changed or (x is not None and self._x is not None and x is not self._x):
+            self._trainer.invalidate()
+            self._remember(None)
+
+    def infer(self, x: Tensor, units: Tensor | None = None) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Logits (N, C), frequencies (R,), and the activations of `units` as values, indices, offsets."""
+        self._check_unchanged(None)
+        logits = torch.empty(x.shape[0], self.output_weight.shape[0])
+        frequencies = torch.zeros(self.weight.shape[0], dtype=torch.int64)
+        keep = None
+        if units is not None:
+            keep = torch.zeros(self.weight.shape[0], dtype=torch.uint8)
+            keep[units] = 1
+        finite, offsets, indices, values = self._trainer.infer(
+            x=x.data_ptr(),
+            samples=x.shape[0],
+            threads=self.threads(),
+            logits=logits.data_ptr(),
+            frequencies=frequencies.data_ptr(),
+            keep=0 if keep is None else keep.data_ptr(),
+        )
+        if not finite:
+            raise FloatingPointError("a score is not finite")
+        return logits, frequencies, tuple(torch.from_numpy(array) for array in (values, indices, offsets))
+
+    def train(
+        self,
+        x: Tensor,
+        y: Tensor,
+        order: Tensor,
+        batch_size: int,
+        teacher: Teacher | None,
+        penalty: QuadraticPenalty | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> tuple[EpochStats, BaseException | None]:
+        self._check_unchanged(x)
+        teacher_tensors, units = self._prepare(teacher)
+        fields, non_finite, error = self._trainer.train(
+            x=x.data_ptr(),
+            y=y.data_ptr(),
+            samples=x.shape[0],
+            order=order.data_ptr(),
+            count=order.shape[0],
+            batch=batch_size,
+            teacher=()
+            if teacher is None
+            else (
+                *(tensor.data_ptr() for tensor in teacher_tensors[:3]),
+                units,
+                *(tensor.data_ptr() for tensor in teacher_tensors[3:]),
+            ),
+            penalty=()
+            if penalty is None
+            else (
+                penalty.weight_importance.data_ptr(),
+                penalty.weight_anchor.data_ptr(),
+                penalty.output_importance.data_ptr(),
+                penalty.output_anchor.data_ptr(),
+                float(penalty.coef),
+            ),
+            threads=self.threads(),
+            should_stop=should_stop,
+        )
+        for tensor in (self.weight, self.output_weight, self.counts):
+            torch.autograd.graph.increment_version(tensor)
+        self._remember(x)
+        stats = EpochStats(**fields)
+        if non_finite:
+            error = FloatingPointError(f"a score is not finite in step {stats.steps}; the steps before it are kept")
+        return stats, error
+
+    def _prepare(self, teacher: Teacher | None) -> tuple[tuple[Tensor, ...], int]:
+        """The teacher's softened outputs and normalisers in float64, once per teacher."""
+        if teacher is None:
+            return (), 0
+        if self._prepared is None or self._prepared[0] is not teacher:
+            temperature = self.settings.temperature
+            log_q = torch.log_softmax(teacher.logits.double() / temperature, 1)
+            q = log_q.exp()
+            in_units = torch.zeros(self.weight.shape[0], dtype=torch.uint8)
+            in_units[teacher.units] = 1
+            units = max(len(teacher.units), 1)
+            terms = torch.zeros(len(teacher.values) + 1, dtype=torch.float64)
+            torch.cumsum(torch.expm1(teacher.values.double() / temperature), 0, out=terms[1:])
+            sums = terms[teacher.offsets[1:]] - terms[teacher.offsets[:-1]]
+            log_z = torch.log1p(sums / units) + torch.log(torch.tensor(float(units), dtype=torch.float64))
+            tensors = (
+                q.contiguous(),
+                (q * log_q).sum(1).contiguous(),
+                in_units,
+                teacher.offsets.contiguous(),
+                teacher.indices.contiguous(),
+                teacher.values.contiguous(),
+                log_z.contiguous(),
+            )
+            self._prepared = (teacher, tensors, len(teacher.units))
+        return self._prepared[1], self._prepared[2]
+
+    def velocity(self) -> tuple[Tensor, Tensor] | None:
+        """Copies of the momentum buffers, (R, D) and (C, R); None without momentum."""
+        if not self.settings.momentum:
+            return None
+        velocity = torch.empty_like(self.weight), torch.empty_like(self.output_weight)
+        self._trainer.get_velocity(*(tensor.data_ptr() for tensor in velocity))
+        return velocity
+
+    def set_velocity(self, velocity: tuple[Tensor, Tensor]) -> None:
+        """Replaces the momentum buffers, which have the shapes of the weights."""
+        weight, output = (tensor.float().contiguous() for tensor in velocity)
+        self._trainer.set_velocity(weight.data_ptr(), output.data_ptr())

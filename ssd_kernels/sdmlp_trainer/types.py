@@ -1,0 +1,94 @@
+"""What the engine takes and returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The engine's constants, in the letters of algorithm.md."""
+
+    k: int
+    gaba_switch: float | None
+    lr: float
+    momentum: float
+    max_grad_norm: float
+    alpha: float
+    lam: float
+    temperature: float
+    kl: str
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """A frozen model's outputs on the samples of a task, evaluated once (algorithm.md, section 5).
+
+    Attributes:
+        logits: (N, C) float, the teacher's logits.
+        units: (n,) int64, the selected neurons J, ascending.
+        values: (nnz,) float, its non-zero activations on J; one sample after another.
+        indices: (nnz,) int32, their neurons, ascending within a sample.
+        offsets: (N + 1,) int64, where each sample begins.
+    """
+
+    logits: Tensor
+    units: Tensor
+    values: Tensor
+    indices: Tensor
+    offsets: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class QuadraticPenalty:
+    """coef sum importance (theta - anchor)^2 over both layers, added to the loss outside alpha (EWC, SI, MAS, L2).
+
+    Attributes:
+        weight_importance, weight_anchor: (R, D) float.
+        output_importance, output_anchor: (C, R) float.
+        coef: the factor of the sum; not negative.
+    """
+
+    weight_importance: Tensor
+    weight_anchor: Tensor
+    output_importance: Tensor
+    output_anchor: Tensor
+    coef: float
+
+
+@dataclass
+class EpochStats:
+    """What one call of train_epoch did.
+
+    Attributes:
+        loss, ce, kd_hidden, kd_logits: means over the samples seen; loss holds no penalty.
+        grad_norm: mean over the steps, before clipping; of both layers together, the penalty's gradient included.
+        active_per_row: mean number of active neurons of a sample.
+        touched: mean number of neurons active anywhere in a batch.
+        steps: optimizer steps done; fewer than asked for when the call was interrupted.
+        certified, refreshed, scanned: rows proved by certificates, rows scanned ahead to renew them, rows scanned.
+        seconds: wall-clock seconds per phase.
+    """
+
+    loss: float = 0.0
+    ce: float = 0.0
+    kd_hidden: float = 0.0
+    kd_logits: float = 0.0
+    grad_norm: float = 0.0
+    active_per_row: float = 0.0
+    touched: float = 0.0
+    steps: int = 0
+    certified: int = 0
+    refreshed: int = 0
+    scanned: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def gaba_coefficients(counts: Tensor, gaba_switch: float | None) -> Tensor:
+    """g_j = clip(-1 + 2 c_j / S, -1, 1) in float64, or 1 where there is no switch; (R,)."""
+    if gaba_switch is None:
+        return torch.ones(counts.shape, dtype=torch.float64, device=counts.device)
+    return (-1 + 2 * counts.double() / gaba_switch).clamp(-1, 1)
