@@ -12,7 +12,9 @@ from . import _native
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 # What exists today: the operations that each compiled backend implements.
-CPU_OPERATIONS: frozenset[str] = frozenset({"sdmlp_trainer", "topk_linear"})
+CPU_OPERATIONS: frozenset[str] = frozenset(
+    {"activation_counts", "distill", "sdmlp_trainer", "sparse_update", "topk_linear"}
+)
 TRITON_OPERATIONS: frozenset[str] = frozenset()
 CUDA_OPERATIONS: frozenset[str] = frozenset()
 

@@ -28,7 +28,15 @@ inline cpu::SimdLevel simd_level(const std::string& name) {
   return level;
 }
 
+[[noreturn]] inline void throw_index_error(int64_t bad, int64_t neurons) {
+  throw pybind11::index_error("indices must be from 0 to R - 1 = " + std::to_string(neurons - 1) + ", got " +
+                              std::to_string(bad));
+}
+
 void bind_sdmlp_trainer(pybind11::module_& m);
 void bind_topk_linear(pybind11::module_& m);
+void bind_sparse_update(pybind11::module_& m);
+void bind_activation_counts(pybind11::module_& m);
+void bind_distill(pybind11::module_& m);
 
 }  // namespace ssd::bindings

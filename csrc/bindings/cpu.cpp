@@ -16,6 +16,9 @@ PYBIND11_MODULE(_cpu, m) {
       py::arg("name"), "The level that `name` selects (empty: the best one); ValueError where it cannot run here.");
   ssd::bindings::bind_sdmlp_trainer(m);
   ssd::bindings::bind_topk_linear(m);
+  ssd::bindings::bind_sparse_update(m);
+  ssd::bindings::bind_activation_counts(m);
+  ssd::bindings::bind_distill(m);
 #ifdef SSD_OPENMP
   m.attr("openmp") = true;
 #else

@@ -7,10 +7,12 @@ from torch import Tensor
 
 from .._library import register
 from ..sparse_linear.ops import check_indices
-from . import reference
+from . import cpu, reference
 
 
 def _counts(values: Tensor, indices: Tensor | None, neurons: int, backend: str) -> Tensor:
+    if backend == "cpu":
+        return cpu.activation_counts(values, indices, neurons)
     if indices is not None:
         check_indices(indices, neurons)
     return reference.activation_counts(values, indices, neurons)
@@ -21,7 +23,7 @@ def _counts_fake(values, indices, neurons, backend):
 
 
 def _top_n(counts: Tensor, n: int, backend: str) -> Tensor:
-    return reference.top_n(counts, n).clone()
+    return cpu.top_n(counts, n) if backend == "cpu" else reference.top_n(counts, n).clone()
 
 
 def _top_n_fake(counts, n, backend):

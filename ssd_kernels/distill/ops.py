@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._library import register, register_backward
 from ..gaba_linear.reference import accumulation_dtype
-from . import reference
+from . import cpu, reference
 
 
 def _check_range(name: str, values: Tensor, count: int) -> None:
@@ -40,7 +40,8 @@ def _logits(
     if old_classes is not None:
         _check_range("old_classes", old_classes, logits.shape[1])
         _check_distinct("old_classes", old_classes)
-    return reference.distill_logits(logits, labels, teacher, old_classes, temperature, reverse)
+    run = cpu if backend == "cpu" else reference
+    return run.distill_logits(logits, labels, teacher, old_classes, temperature, reverse)
 
 
 def _logits_fake(logits, labels, teacher, old_classes, temperature, reverse, backend):
@@ -79,8 +80,10 @@ def _hidden(
 ) -> tuple[Tensor, Tensor]:
     dense = [v.shape[1] for v, i in ((values, indices), (teacher_values, teacher_indices)) if i is None]
     _check_range("units", units, min(dense, default=2**31))
-    _check_distinct("units", units)
-    return reference.distill_hidden(
+    if backend != "cpu":  # the native kernel looks itself
+        _check_distinct("units", units)
+    run = cpu if backend == "cpu" else reference
+    return run.distill_hidden(
         values, indices, offsets, teacher_values, teacher_indices, teacher_offsets, units, temperature, reverse
     )
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._library import register
-from . import reference
+from . import cpu, reference
 
 
 def _check_rows(rows: Tensor, count: int) -> None:
@@ -14,7 +14,7 @@ def _check_rows(rows: Tensor, count: int) -> None:
     if rows.device.type != "cpu" or rows.numel() == 0:
         return
     if int(rows[0]) < 0 or int(rows[-1]) >= count or bool((rows.diff() <= 0).any()):
-        raise ValueError(f"rows must be strictly ascending, from 0 to R - 1 = {count - 1}")
+        raise ValueError(cpu.BAD_ROWS.format(count - 1))
 
 
 def _update(
@@ -27,6 +27,8 @@ def _update(
     renormalise: bool,
     backend: str,
 ) -> Tensor:
+    if backend == "cpu":
+        return cpu.sparse_update(weight, rows, grad_rows, lr, scale, clamp, renormalise)
     _check_rows(rows, weight.shape[0])
     new, movement = reference.sparse_update(weight, rows, grad_rows, lr, scale, clamp, renormalise)
     weight.index_copy_(0, rows, new)

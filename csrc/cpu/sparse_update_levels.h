@@ -1,0 +1,20 @@
+// What every SIMD level has of sparse_update.
+#pragma once
+
+#include "ssd/sparse_update.h"
+
+namespace ssd::cpu {
+
+#define SSD_SPARSE_UPDATE_LEVEL(level)                                                                  \
+  namespace level {                                                                                     \
+  /* Rows [begin, end) of the touched ones; scratch holds D numbers of the accumulation type. */        \
+  void sparse_update_rows(const SparseUpdateParams& params, int64_t begin, int64_t end, void* scratch); \
+  }
+SSD_SPARSE_UPDATE_LEVEL(generic)
+#ifdef SSD_X86
+SSD_SPARSE_UPDATE_LEVEL(avx2)
+SSD_SPARSE_UPDATE_LEVEL(avx512)
+#endif
+#undef SSD_SPARSE_UPDATE_LEVEL
+
+}  // namespace ssd::cpu
