@@ -11,10 +11,22 @@ namespace py = pybind11;
 namespace ssd::bindings {
 namespace {
 
-void logits(int dtype, int teacher_dtype, int64_t batch, int64_t classes, int64_t old, uintptr_t values, int64_t stride,
-            uintptr_t teacher, int64_t teacher_stride, uintptr_t labels, uintptr_t old_classes, double temperature,
-            bool reverse, uintptr_t ce, uintptr_t kd, uintptr_t grad_ce, uintptr_t grad_kd, int threads,
-            const std::string& simd) {
+// Runs a loss without the GIL. (0, 0), or (2, number): out of range, or (3, number): given twice.
+template <class Loss>
+py::tuple outcome(Loss loss) {
+  cpu::DistillResult result;
+  {
+    py::gil_scoped_release release;
+    result = loss();
+  }
+  if (result.status == cpu::DistillStatus::kNoMemory) throw std::bad_alloc();
+  return py::make_tuple(static_cast<int>(result.status), result.bad);
+}
+
+py::tuple logits(int dtype, int teacher_dtype, int64_t batch, int64_t classes, int64_t old, uintptr_t values,
+                 int64_t stride, uintptr_t teacher, int64_t teacher_stride, uintptr_t labels, uintptr_t old_classes,
+                 double temperature, bool reverse, uintptr_t ce, uintptr_t kd, uintptr_t grad_ce, uintptr_t grad_kd,
+                 int threads, const std::string& simd) {
   const cpu::SimdLevel level = simd_level(simd);
   const cpu::DistillLogitsParams params{static_cast<cpu::Dtype>(dtype),
                                         static_cast<cpu::Dtype>(teacher_dtype),
@@ -29,13 +41,12 @@ void logits(int dtype, int teacher_dtype, int64_t batch, int64_t classes, int64_
                                         pointer<const int64_t>(old_classes),
                                         temperature,
                                         reverse,
-                                        pointer<double>(ce),
-                                        pointer<double>(kd),
+                                        pointer<void>(ce),
+                                        pointer<void>(kd),
                                         pointer<void>(grad_ce),
                                         pointer<void>(grad_kd),
                                         threads};
-  py::gil_scoped_release release;
-  if (!cpu::distill_logits(params, level)) throw std::bad_alloc();
+  return outcome([&] { return cpu::distill_logits(params, level); });
 }
 
 // form, dtype, values, row stride, indices, offsets, k
@@ -52,25 +63,22 @@ cpu::Activations activations(const Form& given) {
           k};
 }
 
-// False where a unit is given twice.
-bool hidden(int64_t batch, int64_t units, int64_t width, const Form& student, const Form& teacher, uintptr_t selected,
-            double temperature, bool reverse, uintptr_t kd, uintptr_t grad, int threads, const std::string& simd) {
+py::tuple hidden(int64_t batch, int64_t units, int64_t neurons, const Form& student, const Form& teacher,
+                 uintptr_t selected, double temperature, bool reverse, uintptr_t kd, uintptr_t grad, int threads,
+                 const std::string& simd) {
   const cpu::SimdLevel level = simd_level(simd);
   const cpu::DistillHiddenParams params{batch,
                                         units,
-                                        width,
+                                        neurons,
                                         activations(student),
                                         activations(teacher),
                                         pointer<const int64_t>(selected),
                                         temperature,
                                         reverse,
-                                        pointer<double>(kd),
+                                        pointer<void>(kd),
                                         pointer<void>(grad),
                                         threads};
-  py::gil_scoped_release release;
-  const cpu::DistillResult result = cpu::distill_hidden(params, level);
-  if (result == cpu::DistillResult::kNoMemory) throw std::bad_alloc();
-  return result == cpu::DistillResult::kDone;
+  return outcome([&] { return cpu::distill_hidden(params, level); });
 }
 
 }  // namespace

@@ -53,16 +53,18 @@ inline void log_softmax(double* z, int64_t count, double* p) {
   }
 }
 
-void distill_logits_samples(const DistillLogitsParams& p, int64_t begin, int64_t end, double* scratch) {
+void distill_logits_samples(const DistillLogitsParams& p, int64_t begin, int64_t end, double* ce, double* kd,
+                            double* scratch) {
   const int64_t classes = p.classes;
   double *const z = scratch, *const q = z + classes, *const ps = q + classes, *const pt = ps + classes;
   const double mean = 1.0 / static_cast<double>(p.batch), scale = p.temperature * mean;
   for (int64_t b = begin; b < end; ++b) {
     for (int64_t c = 0; c < classes; ++c) z[c] = load_as_double(p.dtype, p.logits, b * p.logits_stride + c);
     log_softmax(z, classes, ps);
-    p.ce[b] = -z[p.labels[b]];
+    ce[b] = -z[p.labels[b]];
     ps[p.labels[b]] -= 1;
     for (int64_t c = 0; c < classes; ++c) store_double(p.dtype, ps[c] * mean, p.grad_ce, b * classes + c);
+    kd[b] = 0;
     if (!p.teacher) continue;
     for (int64_t i = 0; i < p.old; ++i) {
       const int64_t c = p.old_classes ? p.old_classes[i] : i;
@@ -73,7 +75,7 @@ void distill_logits_samples(const DistillLogitsParams& p, int64_t begin, int64_t
     log_softmax(q, p.old, pt);
     double kl = 0;
     for (int64_t i = 0; i < p.old; ++i) kl += p.reverse ? ps[i] * (z[i] - q[i]) : pt[i] * (q[i] - z[i]);
-    p.kd[b] = p.temperature * p.temperature * kl;
+    kd[b] = p.temperature * p.temperature * kl;
     for (int64_t i = 0; i < p.old; ++i) {
       const int64_t c = p.old_classes ? p.old_classes[i] : i;
       const double gradient = p.reverse ? ps[i] * (z[i] - q[i] - kl) : ps[i] - pt[i];
@@ -92,8 +94,8 @@ struct Union {
 
 // Calls take(neuron, entry, value) for the sample's selected entries.
 template <class Take>
-SSD_INLINE void for_selected(const DistillHiddenParams& p, const Activations& a, int64_t b, const int32_t* map,
-                             Take take) {
+SSD_INLINE void for_selected(const DistillHiddenParams& p, const Activations& a, int64_t b, int64_t width,
+                             const int32_t* map, Take take) {
   if (a.form == Form::kDense) {
     for (int64_t i = 0; i < p.units; ++i)
       take(p.selected[i], i, load_as_double(a.dtype, a.values, b * a.stride + p.selected[i]));
@@ -103,22 +105,22 @@ SSD_INLINE void for_selected(const DistillHiddenParams& p, const Activations& a,
   const int64_t first = rows ? a.offsets[b] : b * a.k, last = rows ? a.offsets[b + 1] : first + a.k;
   for (int64_t i = first; i < last; ++i) {
     const int32_t neuron = a.indices[i];
-    if (neuron >= 0 && neuron < p.width && map[neuron] != kNotSelected)
+    if (neuron >= 0 && neuron < width && map[neuron] != kNotSelected)
       take(neuron, i, load_as_double(a.dtype, a.values, i));
   }
 }
 
-inline void unite(const DistillHiddenParams& p, int64_t b, int32_t* map, Union* u) {
+inline void unite(const DistillHiddenParams& p, int64_t b, int64_t width, int32_t* map, Union* u) {
   u->count = 0;
   const double inverse = 1 / p.temperature;
-  for_selected(p, p.teacher, b, map, [&](int64_t neuron, int64_t, double value) {
+  for_selected(p, p.teacher, b, width, map, [&](int64_t neuron, int64_t, double value) {
     if (map[neuron] == kAbsent) map[neuron] = static_cast<int32_t>(u->count++);
     const int32_t at = map[neuron];
     u->zs[at] = 0;
     u->zt[at] = value * inverse;
     u->entry[at] = -1;
   });
-  for_selected(p, p.student, b, map, [&](int64_t neuron, int64_t entry, double value) {
+  for_selected(p, p.student, b, width, map, [&](int64_t neuron, int64_t entry, double value) {
     if (map[neuron] == kAbsent) {
       map[neuron] = static_cast<int32_t>(u->count);
       u->zt[u->count++] = 0;
@@ -127,8 +129,8 @@ inline void unite(const DistillHiddenParams& p, int64_t b, int32_t* map, Union* 
     u->zs[at] = value * inverse;
     u->entry[at] = entry;
   });
-  for_selected(p, p.teacher, b, map, [&](int64_t neuron, int64_t, double) { map[neuron] = kAbsent; });
-  for_selected(p, p.student, b, map, [&](int64_t neuron, int64_t, double) { map[neuron] = kAbsent; });
+  for_selected(p, p.teacher, b, width, map, [&](int64_t neuron, int64_t, double) { map[neuron] = kAbsent; });
+  for_selected(p, p.student, b, width, map, [&](int64_t neuron, int64_t, double) { map[neuron] = kAbsent; });
 }
 
 // log(Z / n) of n units of which `count` are h and the rest 0; shares become n times the probabilities.
@@ -149,19 +151,20 @@ inline double partition(int64_t units, const double* h, int64_t count, double* s
   return log_mean;
 }
 
-void distill_hidden_samples(const DistillHiddenParams& p, int64_t begin, int64_t end, double* scratch, int32_t* map) {
+void distill_hidden_samples(const DistillHiddenParams& p, int64_t begin, int64_t end, int64_t width, double* kd,
+                            double* scratch, int32_t* map) {
   const int64_t n = p.units;
   Union u{0, scratch, scratch + n, scratch + 2 * n, scratch + 3 * n, reinterpret_cast<int64_t*>(scratch + 4 * n)};
   const double share = 1 / static_cast<double>(n), scale = p.temperature / static_cast<double>(p.batch) * share;
   for (int64_t b = begin; b < end; ++b) {
-    unite(p, b, map, &u);
+    unite(p, b, width, map, &u);
     // log Z_s - log Z_t; log n has cancelled.
     const double gap = partition(n, u.zs, u.count, u.ps) - partition(n, u.zt, u.count, u.pt);
     double sum = 0;
     for (int64_t i = 0; i < u.count; ++i) sum += (p.reverse ? u.ps[i] : u.pt[i]) * (u.zs[i] - u.zt[i]);
     // The mean of the log-ratio z_s - z_t - gap under one of the two, with the sign of the direction.
     const double kl = p.reverse ? sum * share - gap : gap - sum * share;
-    p.kd[b] = p.temperature * p.temperature * kl;
+    kd[b] = p.temperature * p.temperature * kl;
     const int64_t base = p.student.form == Form::kDense ? b * n : 0;
     for (int64_t i = 0; i < u.count; ++i) {
       if (u.entry[i] < 0) continue;

@@ -34,8 +34,8 @@ void update_row(const SparseUpdateParams& p, S* weight, const S* grad, T* fresh,
     for (int l = 0; d + l < size; ++l)
       lanes[l] += static_cast<double>(fresh[d + l]) * static_cast<double>(fresh[d + l]);
     const double norm = __builtin_sqrt(add_lanes(lanes));
-    const T divisor = static_cast<T>(norm < 1e-12 ? 1e-12 : norm);
-    for (d = 0; d < size; ++d) fresh[d] = fresh[d] / divisor;
+    const T inverse = static_cast<T>(1 / (norm < 1e-12 ? 1e-12 : norm));
+    for (d = 0; d < size; ++d) fresh[d] = fresh[d] * inverse;
   }
   double lanes[kLanes] = {};
   const auto store = [&](int64_t d, int lane) {
@@ -51,11 +51,24 @@ void update_row(const SparseUpdateParams& p, S* weight, const S* grad, T* fresh,
   *movement = __builtin_sqrt(add_lanes(lanes));
 }
 
+// Asks for a row that comes next: the rows are scattered, so the processor cannot guess it.
+template <class S>
+SSD_INLINE void prefetch_row(const S* row, int64_t size) {
+  for (int64_t d = 0; d < size; d += 64 / static_cast<int64_t>(sizeof(S))) __builtin_prefetch(row + d, 1);
+}
+
 template <class S, class T>
 void update_rows(const SparseUpdateParams& p, int64_t begin, int64_t end, T* fresh) {
-  for (int64_t m = begin; m < end; ++m)
-    update_row<S, T>(p, static_cast<S*>(p.weight) + p.indices[m] * p.weight_stride,
-                     static_cast<const S*>(p.grad) + m * p.grad_stride, fresh, p.movement + m);
+  constexpr int64_t kAhead = 2;
+  S* const weight = static_cast<S*>(p.weight);
+  const S* const grad = static_cast<const S*>(p.grad);
+  for (int64_t m = begin; m < end; ++m) {
+    if (m + kAhead < end) {
+      prefetch_row(weight + p.indices[m + kAhead] * p.weight_stride, p.inputs);
+      prefetch_row(grad + (m + kAhead) * p.grad_stride, p.inputs);
+    }
+    update_row<S, T>(p, weight + p.indices[m] * p.weight_stride, grad + m * p.grad_stride, fresh, p.movement + m);
+  }
 }
 
 void sparse_update_rows(const SparseUpdateParams& params, int64_t begin, int64_t end, void* scratch) {

@@ -9,10 +9,7 @@ from .. import _native
 from .._pointers import DTYPES, address, adjacent, row_stride
 from ..gaba_linear.reference import accumulation_dtype
 
-
-def _mean(per_sample: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mean over the batch, 0 for an empty one; torch's sum splits by size alone, never by threads."""
-    return (per_sample.sum() / max(per_sample.shape[0], 1)).to(dtype)
+_DONE, _OUT_OF_RANGE = 0, 2  # ssd::cpu::DistillStatus
 
 
 def distill_logits(
@@ -26,7 +23,8 @@ def distill_logits(
     """As reference.distill_logits."""
     batch, classes = logits.shape
     logits, labels = adjacent(logits), labels.contiguous()
-    ce, kd = torch.empty(batch, dtype=torch.float64), torch.zeros(batch, dtype=torch.float64)
+    dtype = accumulation_dtype(logits.dtype)
+    ce, kd = torch.empty((), dtype=dtype), torch.empty((), dtype=dtype)
     grad_ce = torch.empty(batch, classes, dtype=logits.dtype)
     grad_kd = torch.empty(0, dtype=logits.dtype)
     old, teacher_dtype, teacher_stride = classes, logits.dtype, 0
@@ -37,13 +35,14 @@ def distill_logits(
     if old_classes is not None:
         old_classes = old_classes.contiguous()
         old = old_classes.shape[0]
-    _native.cpu_module()[0].distill_logits(
+    status, bad = _native.cpu_module()[0].distill_logits(
         DTYPES[logits.dtype], DTYPES[teacher_dtype], batch, classes, old, logits.data_ptr(), row_stride(logits),
         address(teacher), teacher_stride, labels.data_ptr(), address(old_classes), temperature, reverse, ce.data_ptr(),
         kd.data_ptr(), grad_ce.data_ptr(), grad_kd.data_ptr(), torch.get_num_threads(), _native.simd_level(),
     )  # fmt: skip
-    dtype = accumulation_dtype(logits.dtype)
-    return _mean(ce, dtype), _mean(kd, dtype), grad_ce, grad_kd
+    if status != _DONE:
+        raise ValueError(f"labels must be from 0 to {classes - 1}, got {bad}")
+    return ce, kd, grad_ce, grad_kd
 
 
 def distill_hidden(
@@ -62,17 +61,22 @@ def distill_hidden(
     student, keep = _form(values, indices, offsets)
     teacher, keep_teacher = _form(teacher_values, teacher_indices, teacher_offsets)
     units = units.contiguous()
-    kd = torch.empty(batch, dtype=torch.float64)
+    kd = torch.empty((), dtype=accumulation_dtype(values.dtype))
+    neurons = min(
+        [v.shape[1] for v, i in ((values, indices), (teacher_values, teacher_indices)) if i is None] or [2**31]
+    )
     # Entries of neurons that are not selected stay 0.
     grad = torch.zeros((batch, units.shape[0]) if indices is None else values.shape, dtype=values.dtype)
-    distinct = _native.cpu_module()[0].distill_hidden(
-        batch, units.shape[0], int(units.max()) + 1, student, teacher, units.data_ptr(), temperature, reverse,
+    status, bad = _native.cpu_module()[0].distill_hidden(
+        batch, units.shape[0], neurons, student, teacher, units.data_ptr(), temperature, reverse,
         kd.data_ptr(), grad.data_ptr(), torch.get_num_threads(), _native.simd_level(),
     )  # fmt: skip
     del keep, keep_teacher
-    if not distinct:
-        raise ValueError("units must be distinct")
-    return _mean(kd, accumulation_dtype(values.dtype)), grad
+    if status == _OUT_OF_RANGE:
+        raise ValueError(f"units must be from 0 to {neurons - 1}, got {bad}")
+    if status != _DONE:
+        raise ValueError(f"units must be distinct, {bad} is given twice")
+    return kd, grad
 
 
 def _form(values: Tensor, indices: Tensor | None, offsets: Tensor | None) -> tuple[tuple, tuple]:

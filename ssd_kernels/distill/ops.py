@@ -36,7 +36,8 @@ def _logits(
     reverse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check_range("labels", labels, logits.shape[1])
+    if backend != "cpu":  # the native kernels look at labels and units themselves
+        _check_range("labels", labels, logits.shape[1])
     if old_classes is not None:
         _check_range("old_classes", old_classes, logits.shape[1])
         _check_distinct("old_classes", old_classes)
@@ -78,9 +79,9 @@ def _hidden(
     reverse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    dense = [v.shape[1] for v, i in ((values, indices), (teacher_values, teacher_indices)) if i is None]
-    _check_range("units", units, min(dense, default=2**31))
-    if backend != "cpu":  # the native kernel looks itself
+    if backend != "cpu":
+        dense = [v.shape[1] for v, i in ((values, indices), (teacher_values, teacher_indices)) if i is None]
+        _check_range("units", units, min(dense, default=2**31))
         _check_distinct("units", units)
     run = cpu if backend == "cpu" else reference
     return run.distill_hidden(

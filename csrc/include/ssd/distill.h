@@ -20,12 +20,21 @@ struct DistillLogitsParams {
   const int64_t* old_classes;  // (old,), or null for all C
   double temperature;
   bool reverse;
-  double *ce, *kd;  // (B,) out: per sample, not yet divided by B
-  void* grad_ce;    // (B, C) out: of the mean
-  void* grad_kd;    // (B, C) out, zeroed by the caller; null without a teacher
+  void *ce, *kd;  // scalars out, of the accumulation type: means over the batch; kd is 0 without a teacher
+  void* grad_ce;  // (B, C) out: of the mean
+  void* grad_kd;  // (B, C) out, zeroed by the caller; null without a teacher
   int threads;
 };
-bool distill_logits(const DistillLogitsParams& params, SimdLevel level);  // false: no memory
+
+// What went wrong, and the number that was refused.
+enum class DistillStatus : int { kDone = 0, kNoMemory = 1, kOutOfRange = 2, kRepeated = 3 };
+struct DistillResult {
+  DistillStatus status;
+  int64_t bad;
+};
+
+// kOutOfRange: a label outside [0, C). The old classes are checked by the caller.
+DistillResult distill_logits(const DistillLogitsParams& params, SimdLevel level);
 
 // Activations in one of three forms: dense, k entries per sample, or rows. (Null does not tell which: no entries at
 // all may have a null address too.)
@@ -41,16 +50,18 @@ struct Activations {
 };
 
 struct DistillHiddenParams {
-  int64_t batch, units, width;  // width: larger than every unit
+  int64_t batch, units;
+  int64_t neurons;  // R where an operand is dense, else 2^31: units are below it
   Activations student, teacher;
   const int64_t* selected;  // (n,) distinct
   double temperature;
   bool reverse;
-  double* kd;  // (B,) out: per sample, not yet divided by B
+  void* kd;    // scalar out, of the student's accumulation type: the mean over the batch
   void* grad;  // of the student's dtype, out: (B, n) for dense activations, else as the values
   int threads;
 };
-enum class DistillResult : int { kDone = 0, kNoMemory = 1, kRepeated = 2 };
-DistillResult distill_hidden(const DistillHiddenParams& params, SimdLevel level);  // kRepeated: a unit is given twice
+
+// kOutOfRange or kRepeated: a unit outside [0, R), or given twice.
+DistillResult distill_hidden(const DistillHiddenParams& params, SimdLevel level);
 
 }  // namespace ssd::cpu
