@@ -7,15 +7,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import ssd_kernels
+from ssd_kernels._backend import missing_reason
 
 from .errors import BadInput
-from .methods import Batch
-from .model import SDMLP, activity, predict
+from .methods import Batch, Method
+from .model import SDMLP, activity, predict, sdmlp_engine
 
 if TYPE_CHECKING:
+    from .config import TrainConfig
     from .trainer import Trainer
 
 PARTS = ("loss", "ce", "kd_hidden", "kd_logits", "penalty")
@@ -130,6 +132,68 @@ class AutogradEngine:
             velocity.copy_(tensors[f"velocity{i}"])
 
 
-def make_engine(trainer: Trainer) -> AutogradEngine:
-    """The engine that runs this training."""
+class FusedEngine:
+    """`ssd_kernels.SDMLPEngine`: one native call trains an epoch, on the model's own tensors."""
+
+    name = "fused"
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.config, self.method = trainer, trainer.config, trainer.method
+        self.native = sdmlp_engine(trainer.model, trainer.config)
+
+    def train_epoch(self, order: Tensor, sums: EpochSums, interrupted: Callable[[], bool]) -> int:
+        """Trains on the task's rows in `order`; stops early when interrupted. Returns how many rows were used."""
+        if interrupted():
+            return 0
+        trainer, size = self.trainer, self.config.batch_size
+        terms = self.method.fused_terms(trainer)
+        try:
+            stats = self.native.train_epoch(trainer.x, trainer.y, order.contiguous(), size, should_stop=interrupted, **terms)
+        except FloatingPointError as error:
+            progress = trainer.progress
+            raise BadInput(
+                f"training: {error} in task {progress.stage}, epoch {progress.epoch}; "
+                f"try a smaller --lr (it is {self.config.lr})"
+            ) from None
+        used = min(stats.steps * size, len(order))
+        sums.samples += used
+        for name in ("loss", "ce", "kd_hidden", "kd_logits"):
+            sums.parts[name] += getattr(stats, name) * used
+        for kind in ROW_KINDS:
+            sums.rows[kind] += getattr(stats, kind)
+        for phase, seconds in stats.seconds.items():
+            trainer.progress.phases[phase] = trainer.progress.phases.get(phase, 0.0) + seconds
+        return used
+
+    def predict(self, x: Tensor) -> Tensor:
+        return self.native.logits(x)
+
+    def activity(self, x: Tensor) -> list[Tensor]:
+        return [self.native.frequencies(x)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        state = self.native.state_dict()
+        return {name: state[name] for name in ("weight_velocity", "output_velocity") if name in state}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        self.native.load_state_dict(self.native.state_dict() | tensors)
+
+
+def fused_reason(config: TrainConfig, model: nn.Module, method: Method) -> str:
+    """Why the fused engine cannot train this; empty when it can."""
+    if not isinstance(model, SDMLP):
+        return "it trains SDMLP, not a ReLU MLP"
+    if len(model.weights) > 1:
+        return "it trains one hidden layer"
+    if not method.fused:
+        return f"it does not know the method {config.method}"
+    if config.dtype != "float32" or config.max_grad_norm is None:
+        return "it trains float32 with a clipped gradient"
+    return missing_reason("cpu", "sdmlp_trainer", torch.device(config.device))
+
+
+def make_engine(trainer: Trainer) -> AutogradEngine | FusedEngine:
+    """The engine asked for, or the autograd engine where the fused one does not apply."""
+    if trainer.config.engine == "fused" and not fused_reason(trainer.config, trainer.model, trainer.method):
+        return FusedEngine(trainer)
     return AutogradEngine(trainer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ import ssd_kernels
 from ssd_kernels import Rows
 
 from .errors import BadInput
+
+if TYPE_CHECKING:
+    from .config import TrainConfig
 
 EPS = 1e-12
 
@@ -153,6 +156,15 @@ def build_model(kind: str, *, dim: int, classes: int, neurons: int, layers: int,
     else:
         raise BadInput(f"model: got {kind!r}, allowed is sdmlp or relu")
     return model.to(device=device, dtype=dtype)
+
+
+def sdmlp_engine(model: SDMLP, config: TrainConfig) -> ssd_kernels.SDMLPEngine:
+    """The native engine on a model's own tensors."""
+    return ssd_kernels.SDMLPEngine(
+        model.weights[0].data, model.output_weight.data, model.counts[0], k=model.k, gaba_switch=model.gaba_switch,
+        lr=config.lr, momentum=config.momentum, max_grad_norm=config.max_grad_norm, alpha=config.alpha, lam=config.lam,
+        temperature=config.temperature, kl=config.kl, backend=config.backend,
+    )  # fmt: skip
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

@@ -43,6 +43,7 @@ def one_run(trainer: Trainer) -> dict[str, Any]:
         "loss_parts": progress.loss_parts,
         "rows": progress.rows,
         "seconds": progress.seconds,
+        "phases": progress.phases,
     }
 
 

@@ -15,10 +15,12 @@ from . import plots, results
 from .checkpoint import write_atomic
 from .config import FREE_ON_RESUME, TrainConfig, as_dict, check, dump, parse_seeds, read_config
 from .data import Dataset
-from .engines import PARTS
+from .engines import PARTS, fused_reason
 from .errors import BadInput
 from .run_folder import StopSignals, claimed
 from .trainer import Interrupted, Trainer
+
+SMALL_WORK = 8_000_000  # multiply-adds of a layer's scores for one batch
 
 LABELS = {
     "accuracy": "accuracy",
@@ -38,8 +40,7 @@ def run(config: TrainConfig, argv: list[str]) -> int:
     check(config)
     data = datasets.load(config.data)
     datasets.make_tasks(data, datasets.tasks.class_order(data.classes, config.order), config.classes_per_task)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    _set_threads(config, data)
     with claimed(Path(config.out), resume=config.resume, overwrite=config.overwrite) as out:
         _same_settings(config, out)
         write_atomic(out / "config.yaml", dump(config).encode())
@@ -56,6 +57,15 @@ def run(config: TrainConfig, argv: list[str]) -> int:
     print_summary(summary)
     print(f"written to {out}")
     return 0
+
+
+def _set_threads(config: TrainConfig, data: Dataset) -> None:
+    """The threads asked for; by default one where a step is so small that a second would cost more than it brings."""
+    work = config.batch_size * config.neurons * max(data.dim, config.neurons if config.layers > 1 else 0)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    elif work < SMALL_WORK:
+        torch.set_num_threads(1)
 
 
 def _same_settings(config: TrainConfig, out: Path) -> None:
@@ -88,6 +98,9 @@ def _train(config: TrainConfig, data: Dataset, out: Path, stop: StopSignals) -> 
         trainers = []
         for seed in seeds:
             trainer = Trainer(config, data, seed, out / f"seed-{seed}", interrupted=stop, report=report)
+            if config.engine != trainer.engine.name and not trainers:
+                reason = fused_reason(config, trainer.model, trainer.method)
+                bar.write(f"engine: {trainer.engine.name} (the fused engine does not apply: {reason})", file=sys.stdout)
             trainer.fit()
             trainers.append(trainer)
     return trainers

@@ -76,7 +76,7 @@ class Method:
     def load_tensors(self, tensors: dict[str, Tensor], trainer: Trainer) -> None:
         """Takes back what `tensors` gave."""
 
-    def fused_terms(self, trainer: Trainer, engine: Any) -> dict[str, Any]:
+    def fused_terms(self, trainer: Trainer) -> dict[str, Any]:
         """The keyword arguments for SDMLPEngine.train_epoch: `teacher` and `penalty`."""
         return {}
 

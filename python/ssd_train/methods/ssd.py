@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ssd_kernels import distill_loss
 
 from ..distill import Teacher, select_units
+from ..model import sdmlp_engine
 from .base import Batch, Loss, Method
 
 if TYPE_CHECKING:
@@ -25,13 +26,19 @@ class SSD(Method):
         super().__init__(config)
         self.units: list[Tensor] | None = None
         self.teacher: Teacher | None = None
+        self.fused_teacher: Any = None
 
     def before_task(self, trainer: Trainer) -> None:
         if self.units is not None:
             self.teacher = Teacher(trainer.model, self.units)
 
     def prepare(self, trainer: Trainer) -> None:
-        if self.teacher is not None and trainer.engine.name == "autograd":
+        if self.teacher is None:
+            return
+        if trainer.engine.name == "fused":
+            frozen = sdmlp_engine(self.teacher.model, trainer.config)
+            self.fused_teacher = frozen.make_teacher(trainer.x, self.teacher.units[0])
+        else:
             self.teacher.evaluate(trainer.x)
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
@@ -64,5 +71,5 @@ class SSD(Method):
         named = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         self.teacher = Teacher.from_tensors(named, trainer.model) if named else None
 
-    def fused_terms(self, trainer: Trainer, engine: Any) -> dict[str, Any]:
-        return {}
+    def fused_terms(self, trainer: Trainer) -> dict[str, Any]:
+        return {"teacher": self.fused_teacher}
