@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import sys
 import time
@@ -40,6 +41,9 @@ def main(argv: list[str] | None = None) -> int:
         if argv[0] not in commands:
             raise BadInput(f"command: got {argv[0]!r}, allowed is {', '.join(commands)}")
         return commands[argv[0]](argv[1:])
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (BadInput, ArgumentError, OSError) as error:
         print(f"ssd-train: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -51,7 +51,9 @@ class TrainConfig:
     device: str = _option("cpu", "cpu, cuda or cuda:N")
     dtype: Literal["float32", "float64"] = _option("float32", "floating-point type of weights and inputs")
     backend: str = _option("auto", "implementation of the operations: auto, reference, cpu, triton or cuda")
-    engine: Literal["autograd", "fused"] = _option("fused", "fused: SDMLPEngine, where it applies; autograd: one operation at a time")
+    engine: Literal["autograd", "fused"] = _option(
+        "fused", "fused: SDMLPEngine, where it applies; autograd: one operation at a time"
+    )
     threads: int | None = _option(None, "CPU threads; by default one for small layers, else torch's choice")
     eval_every: int | None = _option(None, "epochs between points of the curves; by default 10 points per task")
     probe_size: int = _option(512, "test samples whose winners the neuron heatmap shows; 0: no heatmap")

@@ -148,7 +148,9 @@ class FusedEngine:
         trainer, size = self.trainer, self.config.batch_size
         terms = self.method.fused_terms(trainer)
         try:
-            stats = self.native.train_epoch(trainer.x, trainer.y, order.contiguous(), size, should_stop=interrupted, **terms)
+            stats = self.native.train_epoch(
+                trainer.x, trainer.y, order.contiguous(), size, should_stop=interrupted, **terms
+            )
         except FloatingPointError as error:
             progress = trainer.progress
             raise BadInput(

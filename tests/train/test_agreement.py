@@ -6,6 +6,8 @@ updated and projected, and autograd differentiates.
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -85,16 +87,21 @@ def distillation(z: Tensor, q: Tensor, temperature: float) -> Tensor:
 def train_recorded(config, folder):
     """Trains STEPS steps; returns the trainer, its initial weights and each step's (stage, x, y)."""
     steps = []
-    trainer = Trainer(config, data.load("digits"), 0, folder, interrupted=lambda: len(steps) >= STEPS)
+    trainer = Trainer(config, data.load("digits"), 0, folder)
     initial = [w.detach().clone() for w in trainer.model.weights], trainer.model.output_weight.detach().clone()
-    loss = trainer.method.loss
+    train_epoch = trainer.engine.train_epoch
 
-    def record(model, batch):
-        rows = trainer.stages[trainer.progress.stage][batch.rows]
-        steps.append((trainer.progress.stage, trainer.data.x_train[rows], trainer.data.y_train[rows]))
-        return loss(model, batch)
+    def recorded(order, sums, interrupted):
+        order = order[: (STEPS - len(steps)) * config.batch_size]  # a shorter epoch counts as interrupted
+        if not len(order):
+            return 0
+        for batch in order.split(config.batch_size):
+            rows = trainer.stages[trainer.progress.stage][batch]
+            steps.append((trainer.progress.stage, trainer.data.x_train[rows], trainer.data.y_train[rows]))
+        return train_epoch(order, sums, interrupted)
 
-    trainer.method.loss = record
+    trainer.engine.train_epoch = recorded
+    assert trainer.engine.name == config.engine
     with pytest.raises(Interrupted):
         trainer.fit()
     return trainer, initial, steps
@@ -118,10 +125,10 @@ def error(weights, output, gold):
     return [torch.linalg.norm(a.detach().double() - b).item() for a, b in pairs]
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-def test_training_agrees_with_dense_fp64(layers, tmp_path):
-    config = TrainConfig(data="digits", method="ssd", neurons=300, k=10, layers=layers, epochs=10, batch_size=32,
-                         n_distill=100, eval_every=10, threads=2)  # fmt: skip
+@pytest.mark.parametrize("engine, layers", [("fused", 1), ("autograd", 1), ("autograd", 2)])
+def test_training_agrees_with_dense_fp64(engine, layers, tmp_path):
+    config = TrainConfig(data="digits", method="ssd", neurons=300, k=10, layers=layers, engine=engine, epochs=10,
+                         batch_size=32, n_distill=100, eval_every=10)  # fmt: skip
     trainer, initial, steps = train_recorded(config, tmp_path)
     assert len(steps) == STEPS and steps[-1][0] >= 1, "the steps must reach a task with a teacher"
     gold, low = (replay(trainer, initial, steps, dtype) for dtype in (torch.float64, torch.float32))
@@ -135,8 +142,21 @@ def test_training_agrees_with_dense_fp64(layers, tmp_path):
 def test_fp64_training_is_the_oracle(tmp_path):
     """In fp64 both are the same up to rounding, counters included."""
     config = TrainConfig(data="digits", method="ssd", neurons=300, k=10, epochs=10, batch_size=32, n_distill=100,
-                         eval_every=10, dtype="float64")  # fmt: skip
+                         eval_every=10, engine="autograd", dtype="float64")  # fmt: skip
     trainer, initial, steps = train_recorded(config, tmp_path)
     gold = replay(trainer, initial, steps, torch.float64)
     assert max(error(trainer.model.weights, trainer.model.output_weight, gold)) < 1e-10
     assert torch.equal(trainer.model.counts[0], gold.counts[0])
+
+
+def test_engines_agree_over_a_whole_run(tmp_path):
+    """Three tasks with the GABA switch inside the first: the same accuracies but for a sample near a boundary."""
+    config = TrainConfig(data="digits", method="ssd", neurons=300, k=10, epochs=30, batch_size=32, n_distill=100,
+                         classes_per_task=4)  # fmt: skip
+    matrices = []
+    for engine in ("fused", "autograd"):
+        trainer = Trainer(dataclasses.replace(config, engine=engine), data.load("digits"), 1, tmp_path / engine)
+        trainer.fit()
+        assert trainer.engine.name == engine and trainer.model.counts[0].max() > trainer.model.gaba_switch
+        matrices.append(torch.tensor(trainer.progress.matrix))
+    assert (matrices[0] - matrices[1]).abs().max() < 0.05
