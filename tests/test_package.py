@@ -131,6 +131,28 @@ def test_unknown_backend_names_what_is_allowed():
 # ---- The binary.
 
 
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="checks x86 instructions")
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump (binutils)")
+def test_only_the_avx_levels_contain_avx_instructions():
+    """Every function outside namespaces avx2, avx512 and avx512bf16, so all that SSD_SIMD=generic can reach, is free of
+    VEX and EVEX instructions: an inline function compiled for AVX must not have been linked into the plain path."""
+    module, _ = _native.cpu_module()
+    listing = subprocess.run(["objdump", "-d", "--no-show-raw-insn", module.__file__], text=True, check=True,
+                             stdout=subprocess.PIPE).stdout  # fmt: skip
+    level = re.compile("4avx2|6avx512|10avx512bf16")  # length-prefixed, as C++ mangles a namespace
+    plain_kernels, avx_kernels, found = 0, 0, {}
+    name = ""
+    for line in listing.splitlines():
+        if line.endswith(">:"):
+            name = line[line.index("<") + 1 : -2]
+            plain_kernels += "7generic" in name
+            avx_kernels += bool(level.search(name))
+        elif not level.search(name) and (instruction := re.match(r"\s+[0-9a-f]+:\s+(v(?!err|erw|mcall)\w+)", line)):
+            found.setdefault(name, instruction[1])
+    assert plain_kernels and avx_kernels, "the module has no symbols to check"
+    assert not found
+
+
 def build_wheel(source: Path, out: Path, **env: str) -> subprocess.CompletedProcess:
     """Builds a wheel with the tools of this environment: no download, torch is not asked for."""
     out.mkdir(exist_ok=True)

@@ -44,8 +44,11 @@ class SDMLPEngine:
         ValueError: an argument is out of range, or the backend cannot run here.
 
     Example:
-        >>> engine = SDMLPEngine(weight, output_weight, counts, k=10, gaba_switch=2e5)
-        >>> stats = engine.train_epoch(x, y, torch.randperm(len(x)))
+        >>> x, y = normalize_inputs(torch.rand(64, 16)), torch.randint(10, (64,))
+        >>> weight, counts = normalize_inputs(torch.rand(100, 16)), torch.zeros(100, dtype=torch.int64)
+        >>> engine = SDMLPEngine(weight, torch.rand(10, 100), counts, k=10, gaba_switch=2e5)
+        >>> engine.train_epoch(x, y, torch.randperm(64), batch_size=32).steps
+        2
     """
 
     def __init__(
