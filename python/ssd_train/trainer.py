@@ -85,7 +85,7 @@ class Trainer:
         self.x_train, self.x_test = (self.prepare_inputs(x) for x in (data.x_train, data.x_test))
         self.y_train, self.y_test = data.y_train.to(config.device), data.y_test.to(config.device)
         step = max(1, len(self.x_test) // max(config.probe_size, 1))
-        self.probe = self.x_test[::step][: config.probe_size]
+        self.probe = self.x_test[::step][: config.probe_size].contiguous()
         self.engine = make_engine(self)
 
     def prepare_inputs(self, x: Tensor) -> Tensor:
