@@ -1,0 +1,108 @@
+"""topk_linear against eager torch, torch.compile, eai-sparsify's fused encoder and faiss, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import peers
+import pytest
+import shapes
+import torch
+
+from ssd_kernels import testing, topk_linear
+from ssd_kernels.testing import Shape
+
+
+def inputs(shape: Shape, grad: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, weight and dL/dvalues: rows on the unit sphere's positive part, as in the SDMLP."""
+    x = torch.nn.functional.normalize(testing.make(shape.b, shape.d, values="uniform", seed=1))
+    weight = torch.nn.functional.normalize(testing.make(shape.r, shape.d, values="uniform", seed=2))
+    return x.requires_grad_(grad), weight.requires_grad_(grad), testing.make(shape.b, shape.k, values="uniform", seed=3)
+
+
+def gate_of(x: torch.Tensor, weight: torch.Tensor, k: int) -> Callable[[], None]:
+    """The first rows against the reference in fp64, winners and values."""
+
+    def gate() -> None:
+        rows = x.detach()[:64]
+        ours = topk_linear(rows, weight.detach(), k)
+        low = topk_linear(rows, weight.detach(), k, backend="reference")
+        gold = topk_linear(rows.double(), weight.detach().double(), k, backend="reference")
+        testing.assert_accurate(ours.values, gold.values, low.values)
+        exact = (rows.double() @ weight.detach().double().T).gather(1, ours.indices.long())
+        testing.assert_accurate(ours.values, exact, low.values)
+
+    return gate
+
+
+FORWARD_TARGETS = {"SDMLP_10K": {"topk_linear": ("matmul + topk(K+1)", 1.3)}}
+BACKWARD_TARGETS = {
+    "SDMLP_10K": {
+        "topk_linear": ("eager relu + topk(K+1)", 2.2),
+        "topk_linear, sparse_grad": ("eager relu + topk(K+1)", 3.0),
+    },
+    "SAE": {
+        "topk_linear": ("eager relu + topk(K+1)", 3.0),
+        "topk_linear, sparse_grad": ("eai-sparsify fused encoder", 1.0),
+    },
+}
+NAMES = ("SDMLP_1K", "SDMLP_10K", "SDMLP_100K", "SAE")
+
+
+def _shape(name: str, smoke: bool) -> Shape:
+    if smoke and name != "SDMLP_1K":
+        pytest.skip("not a small size")
+    return shapes.SMOKE if smoke else getattr(shapes, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def bench_topk_linear_forward(name: str, compare: Callable, smoke: bool) -> None:
+    shape = _shape(name, smoke)
+    x, weight, _ = inputs(shape, grad=False)
+    contenders = {
+        "matmul + topk(K+1)": lambda: torch.topk(x @ weight.T, shape.k + 1),
+        "topk_linear": lambda: topk_linear(x, weight, shape.k),
+    }
+    if (faiss := peers.faiss()) is not None:
+        index = faiss.IndexFlatIP(shape.d)
+        index.add(weight.numpy())
+        contenders["faiss IndexFlatIP"] = lambda: index.search(x.numpy(), shape.k + 1)
+    compare(
+        f"topk_linear forward, {shape}, fp32",
+        contenders,
+        baseline="matmul + topk(K+1)",
+        gate=gate_of(x, weight, shape.k),
+        targets=FORWARD_TARGETS.get(name),
+        seconds=12,
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def bench_topk_linear_forward_backward(name: str, compare: Callable, smoke: bool) -> None:
+    shape = _shape(name, smoke)
+    x, weight, grad = inputs(shape, grad=True)
+
+    def step(values_of: Callable[[], torch.Tensor]) -> Callable[[], None]:
+        def run() -> None:
+            x.grad = weight.grad = None
+            values_of().backward(grad)
+
+        return run
+
+    contenders = {
+        "eager relu + topk(K+1)": step(lambda: peers.eager_layer(x, weight, shape.k)[0]),
+        "topk_linear": step(lambda: topk_linear(x, weight, shape.k).values),
+        "topk_linear, sparse_grad": step(lambda: topk_linear(x, weight, shape.k, sparse_grad=True).values),
+    }
+    if (encoder := peers.sparsify_fused_encoder()) is not None:
+        bias = torch.zeros(shape.r)
+        contenders["eai-sparsify fused encoder"] = step(lambda: encoder(x, weight, bias, shape.k, "topk").top_acts)
+    targets = {n: t for n, t in BACKWARD_TARGETS.get(name, {}).items() if t[0] in contenders}
+    compare(
+        f"topk_linear forward + backward, {shape}, fp32",
+        contenders,
+        baseline="eager relu + topk(K+1)",
+        gate=gate_of(x, weight, shape.k),
+        targets=targets,
+        seconds=12,
+    )

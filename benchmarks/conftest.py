@@ -1,0 +1,84 @@
+"""Benchmarks: a correctness gate before every timing, tables at the end, results as JSON on request.
+
+pytest benchmarks -k topk_linear            all sizes
+pytest benchmarks --smoke                   small sizes, a few rounds: that the benchmarks run
+pytest benchmarks --save --check-targets           keep the figures; fail where a target is missed
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parent))  # the modules of this folder, which is no package
+
+import measure
+import peers
+from report import Table, save
+
+_TABLES = pytest.StashKey[list[Table]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--smoke", action="store_true", help="small sizes and few rounds")
+    parser.addoption("--save", action="store_true", help="write benchmarks/results/<machine>-<commit>.json")
+    parser.addoption("--check-targets", action="store_true", help="fail where a target is missed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_TABLES] = []
+
+
+@pytest.fixture
+def smoke(request: pytest.FixtureRequest) -> bool:
+    """Whether only small sizes are wanted."""
+    return request.config.getoption("--smoke")
+
+
+@pytest.fixture
+def compare(request: pytest.FixtureRequest, smoke: bool) -> Callable[..., Table]:
+    """compare(title, contenders, baseline=..., gate=..., targets=...): gate, time, keep the table, and return it.
+
+    `gate` raises where a result is wrong; nothing is timed then. `targets` maps a contender to (baseline, ratio).
+    """
+
+    def run(
+        title: str,
+        contenders: Mapping[str, Callable[[], object]],
+        *,
+        baseline: str,
+        gate: Callable[[], None],
+        targets: Mapping[str, tuple[str, float]] | None = None,
+        seconds: float = 20.0,
+        rounds: int = 60,
+        notes: list[str] | None = None,
+    ) -> Table:
+        gate()
+        if smoke:
+            targets, seconds, rounds = None, 1.0, 5
+        timings = measure.interleaved(contenders, seconds=seconds, rounds=rounds)
+        table = Table(title, baseline, timings, dict(targets or {}), list(notes or []))
+        request.config.stash[_TABLES].append(table)
+        if request.config.getoption("--check-targets"):
+            assert not table.missed(), "; ".join(table.missed())
+        return table
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    tables = config.stash[_TABLES]
+    if not tables:
+        return
+    environment = {**measure.environment(), "peers": peers.versions()}
+    terminalreporter.section("benchmarks")
+    terminalreporter.write_line(", ".join(f"{key} {value}" for key, value in environment.items()))
+    for table in tables:
+        terminalreporter.write_line("")
+        terminalreporter.write_line(table.text())
+    if config.getoption("--save"):
+        path = save(Path(__file__).resolve().parent / "results", environment, tables)
+        terminalreporter.write_line(f"\nwritten: {path.relative_to(Path(__file__).resolve().parent.parent)}")

@@ -1,0 +1,87 @@
+"""Timing: contenders interleaved (A B A B) in one process, medians and quartiles, the environment beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+import ssd_kernels
+from ssd_kernels import _native
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds: the median of all rounds, and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+
+def interleaved(
+    contenders: Mapping[str, Callable[[], object]], *, seconds: float = 20.0, rounds: int = 60, warmup: int = 3
+) -> dict[str, Timing]:
+    """Times every contender once per round, in turn, until `rounds` or about `seconds` are over (at least 5 rounds)."""
+    for _ in range(warmup):
+        for run in contenders.values():
+            run()
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    end = time.perf_counter() + seconds
+    for done in range(rounds):
+        if done >= 5 and time.perf_counter() > end:
+            break
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: _timing(samples) for name, samples in times.items()}
+
+
+def _timing(samples: list[float]) -> Timing:
+    low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return Timing(median, low, high, len(samples))
+
+
+def _run(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def processor() -> str:
+    """The processor's model name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def environment() -> dict[str, object]:
+    """What a figure depends on: versions, commit, processor, SIMD level, threads."""
+    here = Path(__file__).resolve().parent
+    module, _ = _native.cpu_module()
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _run("git", "-C", str(here), "rev-parse", "--short", "HEAD"),
+        "changed_files": len(_run("git", "-C", str(here), "status", "--porcelain", "-uno").splitlines()),
+        "ssd_kernels": ssd_kernels.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": processor(),
+        "threads": torch.get_num_threads(),
+        "simd": module.simd_level(_native.simd_level()) if module else "none",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
