@@ -14,6 +14,7 @@ import yaml
 
 from ssd_kernels._backend import resolve
 
+from .data import ALLOWED
 from .errors import BadInput, bad
 
 RECIPES = resources.files("ssd_train") / "recipes"
@@ -27,7 +28,11 @@ def _option(default: Any, text: str) -> Any:
 class TrainConfig:
     """The options of `ssd-train run`; `None` means that the method or the data decide."""
 
-    data: str | None = _option(None, "digits, FILE.safetensors or FILE.npz (keys x_train, y_train, x_test, y_test)")
+    data: str | None = _option(
+        None,
+        "digits, FILE.safetensors or FILE.npz (keys x_train, y_train, x_test, y_test), mnist:DIR, cifar10:DIR, "
+        "cifar100:DIR, tiny-imagenet:DIR or images:DIR",
+    )
     recipe: str | None = _option(None, "a packaged set of options; options given beside it win")
     method: str = _option("ssd", "finetune, joint, sdmlp or ssd")
     model: Literal["sdmlp", "relu"] | None = _option(None, "the network; by default the method's own")
@@ -119,7 +124,7 @@ def check(config: TrainConfig) -> None:
         if not ok:
             raise bad("--" + name.replace("_", "-"), getattr(config, name), allowed)
 
-    need(config.data is not None, "data", "digits, FILE.safetensors or FILE.npz (or choose a --recipe)")
+    need(config.data is not None, "data", f"{ALLOWED}")
     need(config.method in METHODS, "method", ", ".join(METHODS))
     models = METHODS[config.method].models
     need(config.model in (None, *models), "model", f"{' or '.join(models)} with --method {config.method}")

@@ -77,7 +77,7 @@ def task_curves(results: dict[str, Any], histories: list[list[list[float]]], par
         axes.plot(x, mean[:, column], lw=1.5, color="tab:blue")
         if len(histories) > 1:
             low, high = mean[:, column] - spread[:, column], mean[:, column] + spread[:, column]
-            axes.fill_between(x, low, high, alpha=0.25, lw=0, color="tab:blue")
+            axes.fill_between(x, np.clip(low, 0, 1), np.clip(high, 0, 1), alpha=0.25, lw=0, color="tab:blue")
         for border in borders:
             axes.axvline(border, color="0.75", lw=0.7, zorder=0)
         axes.set_title(title, fontsize=9)
@@ -87,7 +87,8 @@ def task_curves(results: dict[str, Any], histories: list[list[list[float]]], par
     figure.supxlabel("epoch (vertical lines: a new task begins)", fontsize=10)
     figure.supylabel("validation accuracy", fontsize=10)
     left_out = f"; tasks 0 .. {len(shown) - 2} of {tasks}" if len(shown) < len(columns) else ""
-    figure.suptitle(f"{_title(results)}{left_out}", fontsize=11)
+    band = f"; mean and standard deviation of {len(histories)} seeds" if len(histories) > 1 else ""
+    figure.suptitle(f"{_title(results)}{left_out}{band}", fontsize=11)
     _save(figure, path)
 
 

@@ -8,7 +8,8 @@ from ..errors import BadInput, bad
 from .dataset import Dataset
 from .tasks import Tasks, make_tasks
 
-ALLOWED = "digits, FILE.safetensors or FILE.npz"
+FOLDERS = ("mnist", "cifar10", "cifar100", "tiny-imagenet", "images")
+ALLOWED = "digits, FILE.safetensors, FILE.npz, " + ", ".join(f"{name}:DIR" for name in FOLDERS)
 
 __all__ = ["Dataset", "Tasks", "load", "make_tasks"]
 
@@ -23,6 +24,9 @@ def load(spec: str) -> Dataset:
         from . import digits
 
         return digits.load()
+    kind, colon, folder = spec.partition(":")
+    if colon and kind in FOLDERS:
+        return _load_folder(spec, kind, Path(folder))
     path = Path(spec)
     if path.suffix not in (".safetensors", ".npz"):
         raise bad("--data", spec, ALLOWED)
@@ -38,3 +42,28 @@ def load(spec: str) -> Dataset:
         return safetensors_file.load(path)
     except OSError as error:
         raise BadInput(f"--data: {path} cannot be read ({error.strerror or error})") from None
+
+
+def _load_folder(spec: str, kind: str, folder: Path) -> Dataset:
+    if not folder.is_dir():
+        raise bad("--data", spec, f"{kind}:DIR with an existing folder")
+    try:
+        match kind:
+            case "mnist":
+                from . import idx
+
+                return idx.load(folder)
+            case "cifar10" | "cifar100":
+                from . import cifar
+
+                return cifar.load(folder, int(kind.removeprefix("cifar")))
+            case "tiny-imagenet":
+                from . import images
+
+                return images.load_tiny_imagenet(folder)
+            case _:
+                from . import images
+
+                return images.load(folder)
+    except OSError as error:
+        raise BadInput(f"--data: {spec} cannot be read ({error.strerror or error})") from None
