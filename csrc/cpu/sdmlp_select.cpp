@@ -20,11 +20,16 @@ void SdmlpTrainer::Impl::scan(const int* which, int n, ScanPlan plan, int group,
   const int64_t blocks = (R + kScanBlock - 1) / kScanBlock;
   const int64_t begin = blocks * part / plan.parts * kScanBlock;
   const int64_t end = std::min(R, blocks * (part + 1) / plan.parts * kScanBlock);
+  // The group's inputs side by side: scattered rows would crowd each other out of the nearest cache.
+  thread_local std::vector<float> packed;
+  packed.resize(kScanRows * D + 16);
+  float* inputs = packed.data() + (64 - reinterpret_cast<uintptr_t>(packed.data()) % 64) % 64 / sizeof(float);
   const float* x[kScanRows];
   float scores[kScanRows * kScanBlock];
   ScanList* list[kScanRows];
   for (int i = 0; i < count; ++i) {
-    x[i] = rows[which[first + i]].x;
+    x[i] = inputs + i * D;
+    std::copy_n(rows[which[first + i]].x, D, inputs + i * D);
     list[i] = &lists[static_cast<size_t>(first + i) * plan.parts + part];
     list[i]->count = 0;
     list[i]->heap.clear();

@@ -19,7 +19,7 @@ SSD_INLINE float fma_scalar(float a, float b, float c) {
 }
 
 // ---- Scores ---------------------------------------------------------------------------------------------------
-constexpr int kTileX = 4, kTileW = 6;  // 24 accumulators and 10 loads for 24 multiply-adds
+constexpr int kTileX = 4, kTileW = 4;  // 16 sums that are reduced together (simd.h)
 
 template <int NX, int NW>
 SSD_INLINE void score_tile(const float* const* x, const float* w, int64_t D, float* scores, int64_t ld) {
@@ -34,15 +34,25 @@ SSD_INLINE void score_tile(const float* const* x, const float* w, int64_t D, flo
 }
 
 void score_block(const float* const* x, int nx, const float* w, int nw, int64_t D, float* scores, int64_t ld) {
+  const int64_t panel = 4 * D * kTileW;  // bytes of the rows of w that one sweep over x uses
   int j = 0;
   for (; j + kTileW <= nw; j += kTileW) {
+    // The next rows of w are asked for while these are used, a part at every tile.
+    const char* ahead = reinterpret_cast<const char*>(w + (j + kTileW) * D);
+    const int64_t share = (panel * kTileX / (nx > 0 ? nx : 1) + 63) / 64 * 64;
+    int64_t asked = 0;
     int i = 0;
-    for (; i + kTileX <= nx; i += kTileX) score_tile<kTileX, kTileW>(x + i, w + j * D, D, scores + i * ld + j, ld);
+    for (; i + kTileX <= nx; i += kTileX) {
+      for (const int64_t end = asked + share < panel ? asked + share : panel; asked < end; asked += 64)
+        __builtin_prefetch(ahead + asked, 0, 2);
+      score_tile<kTileX, kTileW>(x + i, w + j * D, D, scores + i * ld + j, ld);
+    }
     for (; i < nx; ++i) score_tile<1, kTileW>(x + i, w + j * D, D, scores + i * ld + j, ld);
   }
   for (; j < nw; ++j) {
     int i = 0;
-    for (; i + kTileX <= nx; i += kTileX) score_tile<kTileX, 1>(x + i, w + j * D, D, scores + i * ld + j, ld);
+    for (; i + kTileX <= nx; i += kTileX)
+      score_tile<kTileX, 1>(x + i, w + j * D, D, scores + i * ld + j, ld);
     for (; i < nx; ++i) score_tile<1, 1>(x + i, w + j * D, D, scores + i * ld + j, ld);
   }
 }
