@@ -88,6 +88,14 @@ void Certificates::bind(const float* x, int64_t samples) {
   backoff_ = wait_ = 0;
 }
 
+void Certificates::change_gaba(const std::vector<float>& gaba) {
+  set_gaba(gaba);
+  for (auto& snapshot : snapshots_) snapshot = Snapshot();
+  newest_ = -1;
+  live_ = 0;
+  active_ = false;
+}
+
 void Certificates::update_slack() {
   // Twice the rounding of a score, the rounding of three path lengths and of a margin (README, "Rounding").
   const double score = (static_cast<double>(inputs_) / kernel_->width + 8) * kUnit * 1.001;

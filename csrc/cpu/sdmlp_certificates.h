@@ -39,8 +39,9 @@ class Certificates {
   void reset();
   // Binds the records to these samples; forgets them when they are not the ones of the last call.
   void bind(const float* x, int64_t samples);
-  // Tells the coefficients after a load from outside.
   void set_gaba(const std::vector<float>& gaba);
+  // Goes over to other coefficients: records made for the old ones are forgotten, until the next epoch none are made.
+  void change_gaba(const std::vector<float>& gaba);
 
   // ---- Once per epoch, one thread.
   // Decides whether certificates are worth trying, and returns the positions in order[] that a batch refresh should

@@ -1,7 +1,7 @@
 // The SDMLP trainer's state and the parts of one step. Plain C++: the inner loops are in sdmlp_kernels.h.
 //   sdmlp_trainer.cpp  the step loop and inference        sdmlp_select.cpp        exact winners by scanning
 //   sdmlp_update.cpp   gradients and update of the rows   sdmlp_certificates.cpp  exact winners without scanning
-//   sdmlp_loss.cpp     outputs, losses, their gradients
+//   sdmlp_loss.cpp     outputs, losses, their gradients      sdmlp_dense.cpp    the phase with every neuron active
 #pragma once
 
 #include <chrono>
@@ -86,6 +86,20 @@ struct SdmlpTrainer::Impl {
   std::vector<float> output_importance, output_anchor;
   std::vector<uint8_t> pulled;
   std::vector<double> pull_norm2;
+  // The all-active phase (sdmlp_dense.cpp): products of the model, kept up to date by every dense update.
+  struct Products {
+    std::vector<float> vw;   // (C, D) V W
+    std::vector<double> vg;  // (C,) V g
+    std::vector<double> vv;  // (C, C) V V^T
+  };
+  Products products;
+  std::vector<Products> range_products;  // of each range of neurons
+  bool products_valid = false;
+  std::vector<float> dense_m;       // (C, D) G^T X
+  std::vector<double> dense_q;      // (C,) G^T I
+  int64_t highest_count = 0;        // largest counter
+  bool threshold_only = false;      // certificates are kept for thresholds (g = 1), as the all-active phase needs
+  std::vector<float> ones;          // (R,) the coefficients of that kind
   std::vector<uint64_t> stale_output;  // neurons whose column of output_weight is behind `output`
   Certificates certificates;
 
@@ -109,13 +123,30 @@ struct SdmlpTrainer::Impl {
   };
   ScanPlan plan_scan(int rows) const;
   // Scores range `part` for row group `group` of which[], keeping what exceeds gaba * floor - gap; lists[] gets it.
-  void scan(const int* which, int n, ScanPlan plan, int group, int part, float gap);
-  // Merges a row's lists into its active neurons; false when a score is NaN. `gap` as in scan.
-  bool finish_scan(int which, int position, ScanPlan plan, float gap);
-  bool activate(Row& row, const int32_t* index, const float* score, int n, float threshold);
+  // `coefficients` (R,) are g, or ones where only the threshold is wanted.
+  void scan(const int* which, int n, ScanPlan plan, int group, int part, float gap, const float* coefficients);
+  // Merges a row's lists into its threshold and active neurons; false when a score is NaN. As in scan.
+  bool finish_scan(int which, int position, ScanPlan plan, float gap, const float* coefficients);
+  void activate(Row& row, const int32_t* index, const float* score, int n, float threshold);
 
   // ---- sdmlp_loss.cpp
+  void logit_losses(const SdmlpEpoch& epoch, int which, int batch);
   void forward(const SdmlpEpoch& epoch, int which, int batch);
+
+  // ---- sdmlp_dense.cpp: every neuron of every row active
+  bool all_active() const { return cfg.gaba_switch > 0 && 2.0 * static_cast<double>(highest_count) < cfg.gaba_switch; }
+  // Also needed: no teacher, penalty or momentum.
+  bool dense_form(const SdmlpEpoch& epoch) const {
+    return all_active() && !epoch.teacher && !epoch.penalty && weight_velocity.empty();
+  }
+  void dense_prepare(int chunk);                    // products of the present model, from scratch
+  void dense_collect();                             // adds up the ranges' products, in order
+  void dense_forward(const SdmlpEpoch& epoch, int which, int batch);
+  void dense_gradient(int c, int batch);            // one class's row of M and entry of q
+  void dense_output_gradient(int chunk);            // dV of a range, and its squared norm
+  double dense_weight_norm2() const;
+  void add_products(Products& part, int64_t first, int n);  // of n neurons
+  void dense_update(int chunk, float scale, int64_t batch);
 
   // ---- sdmlp_update.cpp
   void group(int chunk, int batch);

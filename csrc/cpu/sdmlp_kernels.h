@@ -37,6 +37,10 @@ struct SdmlpKernels {
   double (*accumulate_rows)(const float* const* x, const float* coef, int n, int64_t D, float* sum);
   // w -= step * gradient; clamped at 0; divided by its norm (a zero row stays). Returns ||new - old||.
   double (*update_row)(float* w, const float* gradient, float step, int64_t D);
+  // out[r] (D,) = sum_c v[r * Cp + c] * m[c * D + d] for n <= 4 rows: V_j^T M.
+  void (*combine)(const float* v, const float* m, int n, int C, int Cp, int64_t D, float* out);
+  // a (C, D) += sum_r v[r * Cp + c] * w[r * D + d] for n <= 4 rows, r ascending: V W.
+  void (*accumulate_product)(const float* v, const float* w, int n, int C, int Cp, int64_t D, float* a);
   // gradient (n,) += twice_coef * importance * (value - anchor).
   void (*add_penalty)(float* gradient, const float* value, const float* importance, const float* anchor,
                       float twice_coef, int64_t n);

@@ -63,12 +63,11 @@ double hidden_distillation(const SdmlpTeacher& teacher, int64_t sample, const Sd
 
 }  // namespace
 
-void SdmlpTrainer::Impl::forward(const SdmlpEpoch& epoch, int which, int batch) {
+// CE and logit distillation of one row from its logits in y; their gradient goes to dy.
+void SdmlpTrainer::Impl::logit_losses(const SdmlpEpoch& epoch, int which, int batch) {
   Row& row = rows[which];
-  float* logits = &y[static_cast<size_t>(which) * Cp];
+  const float* logits = &y[static_cast<size_t>(which) * Cp];
   float* gradient = &dy[static_cast<size_t>(which) * Cp];
-  kernel.output_row(row.index.data(), row.h.data(), row.count, output.data(), Cp, logits);
-
   const SdmlpTeacher* teacher = epoch.teacher;
   const double ce_weight = teacher ? cfg.alpha : 1.0;
   constexpr int kInline = 256;
@@ -133,6 +132,14 @@ void SdmlpTrainer::Impl::forward(const SdmlpEpoch& epoch, int which, int batch) 
   }
   for (int64_t c = C; c < Cp; ++c) gradient[c] = 0.f;
 
+}
+
+void SdmlpTrainer::Impl::forward(const SdmlpEpoch& epoch, int which, int batch) {
+  Row& row = rows[which];
+  const SdmlpTeacher* teacher = epoch.teacher;
+  kernel.output_row(row.index.data(), row.h.data(), row.count, output.data(), Cp, &y[static_cast<size_t>(which) * Cp]);
+  logit_losses(epoch, which, batch);
+  const float* gradient = &dy[static_cast<size_t>(which) * Cp];
   kernel.backward_row(row.index.data(), row.count, output.data(), static_cast<int>(C), Cp, gradient, row.dh.data());
   if (teacher && teacher->units > 0)
     row.kd_hidden = hidden_distillation(*teacher, row.sample, cfg, (1 - cfg.alpha) * cfg.lam / batch, row);

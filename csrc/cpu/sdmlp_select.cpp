@@ -15,7 +15,8 @@ SdmlpTrainer::Impl::ScanPlan SdmlpTrainer::Impl::plan_scan(int n) const {
   return {groups, parts};
 }
 
-void SdmlpTrainer::Impl::scan(const int* which, int n, ScanPlan plan, int group, int part, float gap) {
+void SdmlpTrainer::Impl::scan(const int* which, int n, ScanPlan plan, int group, int part, float gap,
+                              const float* coefficients) {
   const int first = group * kScanRows, count = std::min(kScanRows, n - first);
   const int64_t blocks = (R + kScanBlock - 1) / kScanBlock;
   const int64_t begin = blocks * part / plan.parts * kScanBlock;
@@ -47,7 +48,7 @@ void SdmlpTrainer::Impl::scan(const int* which, int n, ScanPlan plan, int group,
       std::vector<float>& heap = kept.heap;
       const float floor = heap.size() < winners ? 0.f : heap.front();
       const int found =
-          kernel.filter(scores + i * kScanBlock, gaba.data() + j, size, floor, heap.size() < winners ? 1.f : gap,
+          kernel.filter(scores + i * kScanBlock, coefficients + j, size, floor, heap.size() < winners ? 1.f : gap,
                         static_cast<int32_t>(j), kept.index.data() + kept.count, kept.score.data() + kept.count);
       for (int e = kept.count; e < kept.count + found; ++e) {
         const float score = kept.score[e];
@@ -65,7 +66,7 @@ void SdmlpTrainer::Impl::scan(const int* which, int n, ScanPlan plan, int group,
   }
 }
 
-bool SdmlpTrainer::Impl::finish_scan(int which, int position, ScanPlan plan, float gap) {
+bool SdmlpTrainer::Impl::finish_scan(int which, int position, ScanPlan plan, float gap, const float* coefficients) {
   Row& row = rows[which];
   ScanList* parts = &lists[static_cast<size_t>(position) * plan.parts];
   ScanList& all = parts[0];
@@ -88,7 +89,7 @@ bool SdmlpTrainer::Impl::finish_scan(int which, int position, ScanPlan plan, flo
     // Ranges scanned apart have lower running thresholds: only what exceeds the row's own is kept.
     int kept = 0;
     for (int e = 0; e < all.count; ++e) {
-      const float g = gaba[all.index[e]];
+      const float g = coefficients[all.index[e]];
       if (g < 0 || all.score[e] > g * threshold - gap) {
         all.index[kept] = all.index[e];
         all.score[kept++] = all.score[e];
@@ -96,10 +97,16 @@ bool SdmlpTrainer::Impl::finish_scan(int which, int position, ScanPlan plan, flo
     }
     all.count = kept;
   }
-  return activate(row, all.index.data(), all.score.data(), all.count, threshold);
+  if (coefficients != gaba.data()) {
+    row.threshold = threshold;
+    row.count = 0;
+    return true;
+  }
+  activate(row, all.index.data(), all.score.data(), all.count, threshold);
+  return true;
 }
 
-bool SdmlpTrainer::Impl::activate(Row& row, const int32_t* index, const float* score, int n, float threshold) {
+void SdmlpTrainer::Impl::activate(Row& row, const int32_t* index, const float* score, int n, float threshold) {
   row.reserve(n);
   row.threshold = threshold;
   int count = 0;
@@ -139,7 +146,6 @@ bool SdmlpTrainer::Impl::activate(Row& row, const int32_t* index, const float* s
       }
     }
   }
-  return true;
 }
 
 }  // namespace ssd::cpu

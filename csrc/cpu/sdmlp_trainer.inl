@@ -257,6 +257,79 @@ double update_row(float* w, const float* gradient, float step, int64_t D) {
   return __builtin_sqrt(moved2);
 }
 
+// ---- The all-active phase: both layers as products of small matrices ---------------------------------------------
+#if defined(__AVX512F__)
+constexpr int kSlice = 4;  // vectors of a row worked on at once: 4 rows x 4 vectors stay in registers
+#else
+constexpr int kSlice = 2;
+#endif
+
+template <int N>
+SSD_INLINE void combine_rows(const float* v, const float* m, int C, int Cp, int64_t D, float* out) {
+  int64_t d = 0;
+  for (; d + kSlice * kW <= D; d += kSlice * kW) {
+    V sum[N][kSlice];
+    for (int r = 0; r < N; ++r)
+      for (int i = 0; i < kSlice; ++i) sum[r][i] = V::zero();
+    for (int c = 0; c < C; ++c) {
+      V row[kSlice];
+      for (int i = 0; i < kSlice; ++i) row[i] = V::load(m + c * D + d + i * kW);
+      for (int r = 0; r < N; ++r) {
+        const V factor = V::set1(v[r * Cp + c]);
+        for (int i = 0; i < kSlice; ++i) sum[r][i] = fma(factor, row[i], sum[r][i]);
+      }
+    }
+    for (int r = 0; r < N; ++r)
+      for (int i = 0; i < kSlice; ++i) sum[r][i].store(out + r * D + d + i * kW);
+  }
+  for (; d < D; ++d) {
+    for (int r = 0; r < N; ++r) {
+      float sum = 0.f;
+      for (int c = 0; c < C; ++c) sum = fma_scalar(v[r * Cp + c], m[c * D + d], sum);
+      out[r * D + d] = sum;
+    }
+  }
+}
+
+void combine(const float* v, const float* m, int n, int C, int Cp, int64_t D, float* out) {
+  if (n == 4) {
+    combine_rows<4>(v, m, C, Cp, D, out);
+  } else {
+    for (int r = 0; r < n; ++r) combine_rows<1>(v + r * Cp, m, C, Cp, D, out + r * D);
+  }
+}
+
+template <int N>
+SSD_INLINE void accumulate_product_rows(const float* v, const float* w, int C, int Cp, int64_t D, float* a) {
+  int64_t d = 0;
+  for (; d + kSlice * kW <= D; d += kSlice * kW) {
+    V rows[N][kSlice];
+    for (int r = 0; r < N; ++r)
+      for (int i = 0; i < kSlice; ++i) rows[r][i] = V::load(w + r * D + d + i * kW);
+    for (int c = 0; c < C; ++c) {
+      float* at = a + c * D + d;
+      V sum[kSlice];
+      for (int i = 0; i < kSlice; ++i) sum[i] = V::load(at + i * kW);
+      for (int r = 0; r < N; ++r) {
+        const V factor = V::set1(v[r * Cp + c]);
+        for (int i = 0; i < kSlice; ++i) sum[i] = fma(factor, rows[r][i], sum[i]);
+      }
+      for (int i = 0; i < kSlice; ++i) sum[i].store(at + i * kW);
+    }
+  }
+  for (; d < D; ++d)
+    for (int c = 0; c < C; ++c)
+      for (int r = 0; r < N; ++r) a[c * D + d] = fma_scalar(v[r * Cp + c], w[r * D + d], a[c * D + d]);
+}
+
+void accumulate_product(const float* v, const float* w, int n, int C, int Cp, int64_t D, float* a) {
+  if (n == 4) {
+    accumulate_product_rows<4>(v, w, C, Cp, D, a);
+  } else {
+    for (int r = 0; r < n; ++r) accumulate_product_rows<1>(v + r * Cp, w + r * D, C, Cp, D, a);
+  }
+}
+
 void add_penalty(float* gradient, const float* value, const float* importance, const float* anchor, float twice_coef,
                  int64_t n) {
   const V factor = V::set1(twice_coef);
@@ -324,9 +397,27 @@ void exp_rows(double* x, int64_t n) {
 }  // namespace
 
 const SdmlpKernels& sdmlp_table() {
-  static const SdmlpKernels kernels = {score_block, score_rows,  kW,           filter,          prune_movers,
-                                       prune,       output_row,  backward_row, accumulate_rows, update_row,
-                                       add_penalty, square_norm, accelerate,   update_output,   exp_rows};
+  static const SdmlpKernels kernels = [] {
+    SdmlpKernels k;
+    k.width = kW;
+    k.score_block = score_block;
+    k.score_rows = score_rows;
+    k.filter = filter;
+    k.prune_movers = prune_movers;
+    k.prune = prune;
+    k.output_row = output_row;
+    k.backward_row = backward_row;
+    k.accumulate_rows = accumulate_rows;
+    k.update_row = update_row;
+    k.combine = combine;
+    k.accumulate_product = accumulate_product;
+    k.add_penalty = add_penalty;
+    k.square_norm = square_norm;
+    k.accelerate = accelerate;
+    k.update_output = update_output;
+    k.exp_rows = exp_rows;
+    return k;
+  }();
   return kernels;
 }
 

@@ -114,7 +114,7 @@ void SdmlpTrainer::Impl::move(int64_t j, const float* gradient, const float* out
     gaba[j] = gaba_of(counts[j]);
   }
   stale_output[j >> 6] |= uint64_t{1} << (j & 63);
-  certificates.moved(j, movement, gaba[j], delta);
+  certificates.moved(j, movement, threshold_only ? 1.f : gaba[j], delta);
 }
 
 void SdmlpTrainer::Impl::update(int which, float scale, const SdmlpPenalty* penalty) {
