@@ -2,8 +2,8 @@
 // products of small matrices and no (B, R) matrix is needed.
 //   y  = x (V W)^T - I (V g)^T            dW = V^T M,            M = G^T X   (C, D)
 //   dV = M W^T - q g^T,  q = G^T I        ||dW||^2 = tr((V V^T)(M M^T))
-// Two passes over W per step: dV and its norm; then the update, which also adds up V W, V g and V V^T for the next step.
-// Ranges of neurons are fixed and added up in order, so the bits do not depend on threads.
+// Two passes over W per step: dV and its norm; then the update, which also adds up V W, V g and V V^T for the next
+// step. Ranges of neurons are fixed and added up in order, so the bits do not depend on threads.
 #include <algorithm>
 #include <cmath>
 
@@ -19,7 +19,7 @@ void SdmlpTrainer::Impl::dense_prepare(int which) {
   Products& part = range_products[which];
   part.vw.assign(C * D, 0.f);
   part.vg.assign(C, 0.0);
-  part.vv.assign(C * C, 0.0);
+  part.vv.assign(C * Cp, 0.f);
   const UpdateChunk& chunk = chunks[which];
   for (int64_t j = chunk.begin; j < chunk.end; j += kRows) {
     const int n = static_cast<int>(std::min<int64_t>(kRows, chunk.end - j));
@@ -29,22 +29,18 @@ void SdmlpTrainer::Impl::dense_prepare(int which) {
 
 void SdmlpTrainer::Impl::add_products(Products& part, int64_t j, int n) {
   kernel.accumulate_product(&output[j * Cp], weight + j * D, n, static_cast<int>(C), Cp, D, part.vw.data());
+  kernel.accumulate_product(&output[j * Cp], &output[j * Cp], n, static_cast<int>(C), Cp, Cp, part.vv.data());
   for (int r = 0; r < n; ++r) {
     const float* v = &output[(j + r) * Cp];
     const double g = gaba[j + r];
-    for (int64_t c = 0; c < C; ++c) {
-      part.vg[c] += v[c] * g;
-      double* row = &part.vv[c * C];
-      const double vc = v[c];
-      for (int64_t k = 0; k < C; ++k) row[k] += vc * v[k];
-    }
+    for (int64_t c = 0; c < C; ++c) part.vg[c] += v[c] * g;
   }
 }
 
 void SdmlpTrainer::Impl::dense_collect() {
   products.vw.assign(C * D, 0.f);
   products.vg.assign(C, 0.0);
-  products.vv.assign(C * C, 0.0);
+  products.vv.assign(C * Cp, 0.f);
   for (const Products& part : range_products) {
     for (size_t i = 0; i < part.vw.size(); ++i) products.vw[i] += part.vw[i];
     for (size_t i = 0; i < part.vg.size(); ++i) products.vg[i] += part.vg[i];
@@ -83,7 +79,7 @@ double SdmlpTrainer::Impl::dense_weight_norm2() const {
     for (int64_t b = 0; b <= a; ++b) {
       double mm = 0;
       for (int64_t d = 0; d < D; ++d) mm += static_cast<double>(dense_m[a * D + d]) * dense_m[b * D + d];
-      total += (a == b ? 1 : 2) * mm * products.vv[a * C + b];
+      total += (a == b ? 1 : 2) * mm * products.vv[a * Cp + b];
     }
   }
   return total;
@@ -119,7 +115,7 @@ void SdmlpTrainer::Impl::dense_update(int which, float scale, int64_t batch) {
   Products& part = range_products[which];
   std::fill(part.vw.begin(), part.vw.end(), 0.f);
   std::fill(part.vg.begin(), part.vg.end(), 0.0);
-  std::fill(part.vv.begin(), part.vv.end(), 0.0);
+  std::fill(part.vv.begin(), part.vv.end(), 0.f);
   chunk.pull.resize(std::max<size_t>(chunk.pull.size(), kRows * D));
   float* gradient = chunk.pull.data();
   const float step = cfg.lr * scale;

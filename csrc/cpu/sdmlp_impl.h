@@ -62,6 +62,7 @@ struct UpdateChunk {
   std::vector<float> gradient;         // (slots, D)
   std::vector<float> output_gradient;  // (slots, Cp)
   std::vector<float> pull;             // (D,) scratch: a row's penalty gradient
+  std::vector<float> coef;             // (4, B) scratch: gradients of four often active neurons
   double norm2 = 0;                    // squared norm of the range's gradients
   std::vector<const float*> x;         // scratch of one slot
   Certificates::Delta delta;
@@ -90,16 +91,16 @@ struct SdmlpTrainer::Impl {
   struct Products {
     std::vector<float> vw;   // (C, D) V W
     std::vector<double> vg;  // (C,) V g
-    std::vector<double> vv;  // (C, C) V V^T
+    std::vector<float> vv;   // (C, Cp) V V^T
   };
   Products products;
   std::vector<Products> range_products;  // of each range of neurons
   bool products_valid = false;
-  std::vector<float> dense_m;       // (C, D) G^T X
-  std::vector<double> dense_q;      // (C,) G^T I
-  int64_t highest_count = 0;        // largest counter
-  bool threshold_only = false;      // certificates are kept for thresholds (g = 1), as the all-active phase needs
-  std::vector<float> ones;          // (R,) the coefficients of that kind
+  std::vector<float> dense_m;          // (C, D) G^T X
+  std::vector<double> dense_q;         // (C,) G^T I
+  int64_t highest_count = 0;           // largest counter
+  bool threshold_only = false;         // certificates are kept for thresholds (g = 1), as the all-active phase needs
+  std::vector<float> ones;             // (R,) the coefficients of that kind
   std::vector<uint64_t> stale_output;  // neurons whose column of output_weight is behind `output`
   Certificates certificates;
 
@@ -139,17 +140,18 @@ struct SdmlpTrainer::Impl {
   bool dense_form(const SdmlpEpoch& epoch) const {
     return all_active() && !epoch.teacher && !epoch.penalty && weight_velocity.empty();
   }
-  void dense_prepare(int chunk);                    // products of the present model, from scratch
-  void dense_collect();                             // adds up the ranges' products, in order
+  void dense_prepare(int chunk);  // products of the present model, from scratch
+  void dense_collect();           // adds up the ranges' products, in order
   void dense_forward(const SdmlpEpoch& epoch, int which, int batch);
-  void dense_gradient(int c, int batch);            // one class's row of M and entry of q
-  void dense_output_gradient(int chunk);            // dV of a range, and its squared norm
+  void dense_gradient(int c, int batch);  // one class's row of M and entry of q
+  void dense_output_gradient(int chunk);  // dV of a range, and its squared norm
   double dense_weight_norm2() const;
   void add_products(Products& part, int64_t first, int n);  // of n neurons
   void dense_update(int chunk, float scale, int64_t batch);
 
   // ---- sdmlp_update.cpp
   void group(int chunk, int batch);
+  void accumulate_four(UpdateChunk& chunk, int slot, int batch);
   void backward(int chunk, int batch, const SdmlpPenalty* penalty);
   void update(int chunk, float scale, const SdmlpPenalty* penalty);
   void update_all(int chunk, float scale, const SdmlpPenalty* penalty);

@@ -35,6 +35,8 @@ struct SdmlpKernels {
   void (*backward_row)(const int32_t* index, int n, const float* output, int C, int Cp, const float* dy, float* dh);
   // sum (D,) = sum_i coef[i] * x[i], in the order given; returns ||sum||^2.
   double (*accumulate_rows)(const float* const* x, const float* coef, int n, int64_t D, float* sum);
+  // The same for four neurons over all rows: coef (4, n), 0 where a neuron is silent; sum (4, D).
+  void (*accumulate_four)(const float* const* x, const float* coef, int n, int64_t D, float* sum);
   // w -= step * gradient; clamped at 0; divided by its norm (a zero row stays). Returns ||new - old||.
   double (*update_row)(float* w, const float* gradient, float step, int64_t D);
   // out[r] (D,) = sum_c v[r * Cp + c] * m[c * D + d] for n <= 4 rows: V_j^T M.

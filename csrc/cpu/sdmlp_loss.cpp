@@ -131,7 +131,6 @@ void SdmlpTrainer::Impl::logit_losses(const SdmlpEpoch& epoch, int which, int ba
     row.kd_logits = t * t * kl;
   }
   for (int64_t c = C; c < Cp; ++c) gradient[c] = 0.f;
-
 }
 
 void SdmlpTrainer::Impl::forward(const SdmlpEpoch& epoch, int which, int batch) {

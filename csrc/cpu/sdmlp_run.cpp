@@ -117,8 +117,9 @@ struct SdmlpTrainer::Impl::Run {
       n = chunk_rows;
       if (n == 0) break;
       const float gap = self.certificates.gap();
-      team.for_each(me, plan.groups * plan.parts,
-                    [&](int c) { self.scan(identity.data(), n, plan, c / plan.parts, c % plan.parts, gap, coefficients()); });
+      team.for_each(me, plan.groups * plan.parts, [&](int c) {
+        self.scan(identity.data(), n, plan, c / plan.parts, c % plan.parts, gap, coefficients());
+      });
       team.for_each(
           me, (n + 7) / 8,
           [&](int c) {
@@ -189,22 +190,26 @@ struct SdmlpTrainer::Impl::Run {
     if (proved < n) scan_pending(me, scratch, certify ? self.certificates.gap() : 0.f, coefficients());
     if (!dense || non_finite.load()) return;
     // A row without any positive score breaks the all-active form: this step takes the lists of active neurons.
-    team.for_each(me, 0, [](int) {}, [&] {
-      for (int b = 0; b < n; ++b) dense = dense && self.rows[b].threshold > 0;
-      if (!dense) {
-        self.pending.resize(n);
-        for (int b = 0; b < n; ++b) self.pending[b] = b;
-      }
-    });
+    team.for_each(
+        me, 0, [](int) {},
+        [&] {
+          for (int b = 0; b < n; ++b) dense = dense && self.rows[b].threshold > 0;
+          if (!dense) {
+            self.pending.resize(n);
+            for (int b = 0; b < n; ++b) self.pending[b] = b;
+          }
+        });
     if (!dense) scan_pending(me, scratch, 0.f, self.gaba.data());
   }
 
   void scan_pending(Team::Member& me, ScratchRow& scratch, float gap, const float* coefficients) {
     const int n = static_cast<int>(batch), rest = static_cast<int>(self.pending.size());
-    team.for_each(me, 0, [](int) {}, [&] {
-      plan = self.plan_scan(rest);
-      grow_lists();
-    });
+    team.for_each(
+        me, 0, [](int) {},
+        [&] {
+          plan = self.plan_scan(rest);
+          grow_lists();
+        });
     team.for_each(
         me, plan.groups * plan.parts,
         [&](int c) { self.scan(self.pending.data(), rest, plan, c / plan.parts, c % plan.parts, gap, coefficients); },
@@ -255,8 +260,7 @@ struct SdmlpTrainer::Impl::Run {
     team.for_each(me, (n + kRowChunk - 1) / kRowChunk, [&](int c) {
       for (int b = c * kRowChunk; b < std::min(n, (c + 1) * kRowChunk); ++b) self.dense_forward(epoch, b, n);
     });
-    team.for_each(
-        me, static_cast<int>(self.C), [&](int c) { self.dense_gradient(c, n); }, [&] { lap(kDense); });
+    team.for_each(me, static_cast<int>(self.C), [&](int c) { self.dense_gradient(c, n); }, [&] { lap(kDense); });
     team.for_each(
         me, kUpdateChunks, [&](int c) { self.dense_output_gradient(c); },
         [&] {

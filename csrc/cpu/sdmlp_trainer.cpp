@@ -127,8 +127,9 @@ bool SdmlpTrainer::infer(const float* x, int64_t samples, int threads, float* lo
             const size_t lists = static_cast<size_t>(plan.groups) * kScanRows * plan.parts;
             if (self.lists.size() < lists) self.lists.resize(lists);
           });
-      team.for_each(me, plan.groups * plan.parts,
-                    [&](int c) { self.scan(which.data(), n, plan, c / plan.parts, c % plan.parts, 0.f, self.gaba.data()); });
+      team.for_each(me, plan.groups * plan.parts, [&](int c) {
+        self.scan(which.data(), n, plan, c / plan.parts, c % plan.parts, 0.f, self.gaba.data());
+      });
       team.for_each(
           me, n,
           [&](int i) {

@@ -51,8 +51,7 @@ void score_block(const float* const* x, int nx, const float* w, int nw, int64_t 
   }
   for (; j < nw; ++j) {
     int i = 0;
-    for (; i + kTileX <= nx; i += kTileX)
-      score_tile<kTileX, 1>(x + i, w + j * D, D, scores + i * ld + j, ld);
+    for (; i + kTileX <= nx; i += kTileX) score_tile<kTileX, 1>(x + i, w + j * D, D, scores + i * ld + j, ld);
     for (; i < nx; ++i) score_tile<1, 1>(x + i, w + j * D, D, scores + i * ld + j, ld);
   }
 }
@@ -178,16 +177,21 @@ void backward_row(const int32_t* index, int n, const float* output, int C, int C
 }
 
 // ---- Weight gradient and update -------------------------------------------------------------------------------
+// A row's squares are added in fp32 lanes; rows are added in fp64 by the caller.
 SSD_INLINE double sum_of_squares(const float* values, int64_t n) {
-  VD sum = VD::zero();
+  V sum[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
   int64_t d = 0;
-  double lanes[VD::kWidth];
-  for (; d + VD::kWidth <= n; d += VD::kWidth) {
-    for (int l = 0; l < VD::kWidth; ++l) lanes[l] = values[d + l];
-    const VD v = VD::load(lanes);
-    sum = fma(v, v, sum);
+  for (; d + 4 * kW <= n; d += 4 * kW) {
+    for (int i = 0; i < 4; ++i) {
+      const V v = V::load(values + d + i * kW);
+      sum[i] = fma(v, v, sum[i]);
+    }
   }
-  double total = reduce_add(sum);
+  for (; d + kW <= n; d += kW) {
+    const V v = V::load(values + d);
+    sum[0] = fma(v, v, sum[0]);
+  }
+  double total = reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3]));
   for (; d < n; ++d) total += static_cast<double>(values[d]) * values[d];
   return total;
 }
@@ -217,44 +221,64 @@ double accumulate_rows(const float* const* x, const float* coef, int n, int64_t 
 
 double update_row(float* w, const float* gradient, float step, int64_t D) {
   const V minus = V::set1(-step), zero = V::zero();
-  // A fresh row first, so that the old one is still there to measure the movement from.
-  constexpr int kBlock = 1024;
-  float fresh_block[kBlock];
-  double norm2 = 0;
-  // First pass: ||clamp(w - step g)||^2, without storing (rows may be longer than the block).
-  for (int64_t begin = 0; begin < D; begin += kBlock) {
-    const int64_t size = D - begin < kBlock ? D - begin : kBlock;
-    int64_t d = 0;
-    for (; d + kW <= size; d += kW)
-      vmax(fma(minus, V::load(gradient + begin + d), V::load(w + begin + d)), zero).store(fresh_block + d);
-    for (; d < size; ++d) {
-      const float value = fma_scalar(-step, gradient[begin + d], w[begin + d]);
-      fresh_block[d] = value > 0.f ? value : 0.f;
-    }
-    norm2 += sum_of_squares(fresh_block, size);
+  const int64_t whole = D / kW * kW;
+  // ||clamp(w - step g)||^2; the values are made again below, since a row may be longer than the registers.
+  V sum[2] = {V::zero(), V::zero()};
+  for (int64_t d = 0; d < whole; d += kW) {
+    const V fresh = vmax(fma(minus, V::load(gradient + d), V::load(w + d)), zero);
+    sum[d / kW % 2] = fma(fresh, fresh, sum[d / kW % 2]);
+  }
+  double norm2 = reduce_add(sum[0] + sum[1]);
+  for (int64_t d = whole; d < D; ++d) {
+    const float value = fma_scalar(-step, gradient[d], w[d]);
+    norm2 += value > 0.f ? static_cast<double>(value) * value : 0.0;
   }
   const float inverse = norm2 > 0 ? static_cast<float>(1.0 / __builtin_sqrt(norm2)) : 1.f;
   const V scale = V::set1(inverse);
-  double moved2 = 0;
-  for (int64_t begin = 0; begin < D; begin += kBlock) {
-    const int64_t size = D - begin < kBlock ? D - begin : kBlock;
-    int64_t d = 0;
-    for (; d + kW <= size; d += kW) {
-      const V old = V::load(w + begin + d);
-      const V fresh = vmax(fma(minus, V::load(gradient + begin + d), old), zero) * scale;
-      fresh.store(w + begin + d);
-      (fresh - old).store(fresh_block + d);
-    }
-    for (; d < size; ++d) {
-      const float old = w[begin + d];
-      float fresh = fma_scalar(-step, gradient[begin + d], old);
-      fresh = (fresh > 0.f ? fresh : 0.f) * inverse;
-      w[begin + d] = fresh;
-      fresh_block[d] = fresh - old;
-    }
-    moved2 += sum_of_squares(fresh_block, size);
+  V moved[2] = {V::zero(), V::zero()};
+  for (int64_t d = 0; d < whole; d += kW) {
+    const V old = V::load(w + d);
+    const V fresh = vmax(fma(minus, V::load(gradient + d), old), zero) * scale;
+    fresh.store(w + d);
+    const V change = fresh - old;
+    moved[d / kW % 2] = fma(change, change, moved[d / kW % 2]);
+  }
+  double moved2 = reduce_add(moved[0] + moved[1]);
+  for (int64_t d = whole; d < D; ++d) {
+    const float old = w[d];
+    float fresh = fma_scalar(-step, gradient[d], old);
+    fresh = (fresh > 0.f ? fresh : 0.f) * inverse;
+    w[d] = fresh;
+    moved2 += static_cast<double>(fresh - old) * (fresh - old);
   }
   return __builtin_sqrt(moved2);
+}
+
+// sum (4, D) of four neurons over the same rows: coef (4, n), 0 where a neuron is silent, which adds an exact zero.
+void accumulate_four(const float* const* x, const float* coef, int n, int64_t D, float* sum) {
+  int64_t d = 0;
+  for (; d + 4 * kW <= D; d += 4 * kW) {
+    V acc[4][4];
+    for (int r = 0; r < 4; ++r)
+      for (int i = 0; i < 4; ++i) acc[r][i] = V::zero();
+    for (int b = 0; b < n; ++b) {
+      V row[4];
+      for (int i = 0; i < 4; ++i) row[i] = V::load(x[b] + d + i * kW);
+      for (int r = 0; r < 4; ++r) {
+        const V factor = V::set1(coef[r * n + b]);
+        for (int i = 0; i < 4; ++i) acc[r][i] = fma(factor, row[i], acc[r][i]);
+      }
+    }
+    for (int r = 0; r < 4; ++r)
+      for (int i = 0; i < 4; ++i) acc[r][i].store(sum + r * D + d + i * kW);
+  }
+  for (; d < D; ++d) {
+    for (int r = 0; r < 4; ++r) {
+      float total = 0.f;
+      for (int b = 0; b < n; ++b) total = fma_scalar(coef[r * n + b], x[b][d], total);
+      sum[r * D + d] = total;
+    }
+  }
 }
 
 // ---- The all-active phase: both layers as products of small matrices ---------------------------------------------
@@ -299,24 +323,28 @@ void combine(const float* v, const float* m, int n, int C, int Cp, int64_t D, fl
   }
 }
 
+template <int N, int NV>
+SSD_INLINE void accumulate_product_slice(const float* v, const float* w, int C, int Cp, int64_t D, float* a) {
+  V rows[N][NV];
+  for (int r = 0; r < N; ++r)
+    for (int i = 0; i < NV; ++i) rows[r][i] = V::load(w + r * D + i * kW);
+  for (int c = 0; c < C; ++c) {
+    float* at = a + c * D;
+    V sum[NV];
+    for (int i = 0; i < NV; ++i) sum[i] = V::load(at + i * kW);
+    for (int r = 0; r < N; ++r) {
+      const V factor = V::set1(v[r * Cp + c]);
+      for (int i = 0; i < NV; ++i) sum[i] = fma(factor, rows[r][i], sum[i]);
+    }
+    for (int i = 0; i < NV; ++i) sum[i].store(at + i * kW);
+  }
+}
+
 template <int N>
 SSD_INLINE void accumulate_product_rows(const float* v, const float* w, int C, int Cp, int64_t D, float* a) {
   int64_t d = 0;
-  for (; d + kSlice * kW <= D; d += kSlice * kW) {
-    V rows[N][kSlice];
-    for (int r = 0; r < N; ++r)
-      for (int i = 0; i < kSlice; ++i) rows[r][i] = V::load(w + r * D + d + i * kW);
-    for (int c = 0; c < C; ++c) {
-      float* at = a + c * D + d;
-      V sum[kSlice];
-      for (int i = 0; i < kSlice; ++i) sum[i] = V::load(at + i * kW);
-      for (int r = 0; r < N; ++r) {
-        const V factor = V::set1(v[r * Cp + c]);
-        for (int i = 0; i < kSlice; ++i) sum[i] = fma(factor, rows[r][i], sum[i]);
-      }
-      for (int i = 0; i < kSlice; ++i) sum[i].store(at + i * kW);
-    }
-  }
+  for (; d + kSlice * kW <= D; d += kSlice * kW) accumulate_product_slice<N, kSlice>(v, w + d, C, Cp, D, a + d);
+  for (; d + kW <= D; d += kW) accumulate_product_slice<N, 1>(v, w + d, C, Cp, D, a + d);
   for (; d < D; ++d)
     for (int c = 0; c < C; ++c)
       for (int r = 0; r < N; ++r) a[c * D + d] = fma_scalar(v[r * Cp + c], w[r * D + d], a[c * D + d]);
@@ -408,6 +436,7 @@ const SdmlpKernels& sdmlp_table() {
     k.output_row = output_row;
     k.backward_row = backward_row;
     k.accumulate_rows = accumulate_rows;
+    k.accumulate_four = accumulate_four;
     k.update_row = update_row;
     k.combine = combine;
     k.accumulate_product = accumulate_product;

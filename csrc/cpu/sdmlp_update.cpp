@@ -58,6 +58,15 @@ void SdmlpTrainer::Impl::group(int which, int batch) {
   chunk.first[0] = 0;
 }
 
+void SdmlpTrainer::Impl::accumulate_four(UpdateChunk& chunk, int slot, int batch) {
+  chunk.coef.assign(4 * static_cast<size_t>(batch), 0.f);
+  for (int r = 0; r < 4; ++r)
+    for (int i = chunk.first[slot + r]; i < chunk.first[slot + r + 1]; ++i)
+      chunk.coef[static_cast<size_t>(r) * batch + chunk.row[i]] = chunk.dh[i];
+  for (int b = 0; b < batch; ++b) chunk.x[b] = rows[b].x;
+  kernel.accumulate_four(chunk.x.data(), chunk.coef.data(), batch, D, &chunk.gradient[slot * D]);
+}
+
 void SdmlpTrainer::Impl::backward(int which, int batch, const SdmlpPenalty* penalty) {
   group(which, batch);
   UpdateChunk& chunk = chunks[which];
@@ -73,13 +82,24 @@ void SdmlpTrainer::Impl::backward(int which, int batch, const SdmlpPenalty* pena
     for (; penalty && next < end; ++next) chunk.norm2 += pull_norm2[next];
     next = end + 1;
   };
+  int four = 0;  // slots before it have their dW
   for (int s = 0; s < slots; ++s) {
     const int64_t j = chunk.neuron[s];
     const int begin = chunk.first[s], size = chunk.first[s + 1] - begin;
     float* dw = &chunk.gradient[s * D];
     float* dv = &chunk.output_gradient[static_cast<size_t>(s) * Cp];
-    for (int i = 0; i < size; ++i) chunk.x[i] = rows[chunk.row[begin + i]].x;
-    double norm2 = kernel.accumulate_rows(chunk.x.data(), &chunk.dh[begin], size, D, dw);
+    // Four neurons that are active in most rows share the reading of the inputs.
+    if (s >= four && s + 4 <= slots && 2 * (chunk.first[s + 4] - begin) > 4 * batch) {
+      accumulate_four(chunk, s, batch);
+      four = s + 4;
+    }
+    double norm2;
+    if (s < four) {
+      norm2 = kernel.square_norm(dw, D);
+    } else {
+      for (int i = 0; i < size; ++i) chunk.x[i] = rows[chunk.row[begin + i]].x;
+      norm2 = kernel.accumulate_rows(chunk.x.data(), &chunk.dh[begin], size, D, dw);
+    }
     for (int i = 0; i < size; ++i) chunk.x[i] = &dy[static_cast<size_t>(chunk.row[begin + i]) * Cp];
     norm2 += kernel.accumulate_rows(chunk.x.data(), &chunk.h[begin], size, Cp, dv);
     if (penalty && pulled[j]) {
