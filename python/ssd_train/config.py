@@ -34,7 +34,7 @@ class TrainConfig:
         "cifar100:DIR, tiny-imagenet:DIR or images:DIR",
     )
     recipe: str | None = _option(None, "a packaged set of options; options given beside it win")
-    method: str = _option("ssd", "finetune, joint, sdmlp or ssd")
+    method: str = _option("ssd", "finetune, joint, sdmlp, ssd, ssd+ewc, ewc, si, mas, l2 or lwf")
     model: Literal["sdmlp", "relu"] | None = _option(None, "the network; by default the method's own")
     neurons: int = _option(1000, "R, neurons of a hidden layer")
     layers: int = _option(1, "number of hidden layers")
@@ -50,6 +50,10 @@ class TrainConfig:
     temperature: float = _option(8.0, "T of the distillation (ssd)")
     n_distill: int = _option(1000, "n, distilled neurons per hidden layer, clamped to K .. R (ssd)")
     kl: Literal["forward", "reverse"] = _option("forward", "forward: KL(teacher || student); reverse: as Eq. 2-3 print")
+    coef: float | None = _option(None, "weight of a penalty; by default what the SDMLP paper used on CIFAR")
+    beta: float | None = _option(None, "factor of the logits where importance is measured (ewc, si, mas)")
+    estimator: str | None = _option(None, "how importance is estimated; ewc: batch-argmax, sample-true, exact, ...")
+    importance_samples: int = _option(2048, "samples per task that importance is measured on; 0: all (ewc, mas)")
     order: str = _option("ordinal", "order of the classes: ordinal, seed:N, numpy:N, or seed (the run's seed)")
     classes_per_task: int = _option(2, "classes per task; the last task takes what is left")
     seeds: int | str | list[int] = _option("0", "0, 0,1,2 or 0-4; one run each")  # noqa: RUF009
@@ -141,6 +145,12 @@ def check(config: TrainConfig) -> None:
     need(0 <= config.lam <= 1, "lam", "0 .. 1")
     need(math.isfinite(config.temperature) and config.temperature > 0, "temperature", "a positive number")
     need(config.n_distill >= 1, "n_distill", "1 or more")
+    need(config.coef is None or (math.isfinite(config.coef) and config.coef >= 0), "coef", "0 or more")
+    need(config.beta is None or (math.isfinite(config.beta) and config.beta > 0), "beta", "a positive number")
+    need(config.importance_samples >= 0, "importance_samples", "0 or more")
+    estimators = getattr(METHODS[config.method], "estimators", ())
+    listed = ", ".join(estimators) or f"nothing: {config.method} has one way"
+    need(config.estimator in (None, *estimators), "estimator", listed)
     need(config.classes_per_task >= 1, "classes_per_task", "1 or more")
     need(config.threads is None or config.threads >= 1, "threads", "1 or more")
     need(config.eval_every is None or config.eval_every >= 1, "eval_every", "1 or more")

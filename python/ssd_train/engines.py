@@ -48,9 +48,10 @@ class AutogradEngine:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.config = trainer, trainer.config
         self.model, self.method = trainer.model, trainer.method
-        self.parameters = list(self.model.parameters())
+        self.names, self.parameters = map(list, zip(*self.model.named_parameters()))
         sparse = isinstance(self.model, SDMLP) and self.config.momentum == 0 and not self.method.touches_all_rows
         self.step = self._step_touched_rows if sparse else self._step_all_rows
+        self.reports_steps = type(self.method).before_projection is not Method.before_projection
         self.velocity: list[Tensor] = []
         if self.config.momentum:
             self.velocity = [torch.zeros_like(p) for p in self.parameters]
@@ -114,13 +115,18 @@ class AutogradEngine:
     def _step_all_rows(self) -> None:
         gradients = [p.grad for p in self.parameters]
         scale = self._clip_scale(gradients)
+        steps: dict[str, Tensor] = {}
         for i, (parameter, grad) in enumerate(zip(self.parameters, gradients)):
             if scale != 1.0:
                 grad = grad * scale
             if self.velocity:
                 grad = self.velocity[i].mul_(self.config.momentum).add_(grad)
+            if self.reports_steps:
+                steps[self.names[i]] = grad * -self.config.lr
             parameter.add_(grad, alpha=-self.config.lr)
             parameter.grad = None
+        if self.reports_steps:
+            self.method.before_projection(steps)
         if isinstance(self.model, SDMLP):
             self.model.project()
 

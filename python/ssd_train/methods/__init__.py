@@ -1,9 +1,14 @@
 """The methods by the name that `--method` takes. A new method is a file here and a line below."""
 
 from .base import Batch, Loss, Method
+from .ewc import EWC, SSDEWC
 from .finetune import Finetune
 from .joint import Joint
+from .l2 import L2
+from .lwf import LwF
+from .mas import MAS
 from .sdmlp import SDMLPMethod
+from .si import SI
 from .ssd import SSD
 
 METHODS: dict[str, type[Method]] = {
@@ -11,6 +16,12 @@ METHODS: dict[str, type[Method]] = {
     "joint": Joint,
     "sdmlp": SDMLPMethod,
     "ssd": SSD,
+    "ssd+ewc": SSDEWC,
+    "ewc": EWC,
+    "si": SI,
+    "mas": MAS,
+    "l2": L2,
+    "lwf": LwF,
 }
 
 __all__ = ["METHODS", "Batch", "Loss", "Method"]

@@ -63,6 +63,9 @@ class Method:
         ce = torch.nn.functional.cross_entropy(output.logits, batch.y)
         return Loss(ce, {"ce": ce.detach()}, output)
 
+    def before_projection(self, steps: dict[str, Tensor]) -> None:
+        """Called in every step of a method that `touches_all_rows` with each parameter's step, not yet projected."""
+
     def after_step(self, trainer: Trainer) -> None:
         """Called after every optimizer step."""
 

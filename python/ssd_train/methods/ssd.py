@@ -29,6 +29,7 @@ class SSD(Method):
         self.fused_teacher: Any = None
 
     def before_task(self, trainer: Trainer) -> None:
+        super().before_task(trainer)
         if self.units is not None:
             self.teacher = Teacher(trainer.model, self.units)
 
@@ -57,13 +58,15 @@ class SSD(Method):
 
     def after_task(self, trainer: Trainer) -> None:
         """Counts on the task's own data, with the counters as training left them, which neurons it uses."""
+        super().after_task(trainer)
         self.units = select_units(trainer.engine.activity(trainer.x), self.config.n_distill, self.config.k)
 
     def tensors(self) -> dict[str, Tensor]:
-        named = {f"units{i}": u for i, u in enumerate(self.units or [])}
+        named = super().tensors() | {f"units{i}": u for i, u in enumerate(self.units or [])}
         return named | {f"teacher.{k}": v for k, v in (self.teacher.tensors() if self.teacher else {}).items()}
 
     def load_tensors(self, tensors: dict[str, Tensor], trainer: Trainer) -> None:
+        super().load_tensors(tensors, trainer)
         device = trainer.config.device
         if "units0" in tensors:
             self.units = [tensors[f"units{i}"].to(device) for i in range(trainer.config.layers)]
@@ -72,4 +75,4 @@ class SSD(Method):
         self.teacher = Teacher.from_tensors(named, trainer.model) if named else None
 
     def fused_terms(self, trainer: Trainer) -> dict[str, Any]:
-        return {"teacher": self.fused_teacher}
+        return super().fused_terms(trainer) | {"teacher": self.fused_teacher}

@@ -1,0 +1,269 @@
+"""The formulas of every method against the same written out plainly, most of them sample by sample."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from ssd_train import data
+from ssd_train.config import TrainConfig
+from ssd_train.importance import ESTIMATORS, Quadratic, fisher, sensitivity
+from ssd_train.methods.base import Batch
+from ssd_train.model import SDMLP, ReLUMLP
+from ssd_train.trainer import Interrupted, Trainer
+
+MODELS = ["relu", "relu2", "sdmlp", "sdmlp2"]
+
+
+def network(kind, dtype=torch.float64):
+    torch.manual_seed(0)
+    layers = 2 if kind.endswith("2") else 1
+    if kind.startswith("relu"):
+        return ReLUMLP(12, 5, 30, layers=layers).to(dtype)
+    model = SDMLP(12, 5, 30, 4, layers=layers, gaba_switch=10.0).to(dtype)
+    for counts in model.counts:  # from excited to fully inhibited neurons
+        counts.copy_(torch.arange(30) % 13)
+    return model
+
+
+def samples(n, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    x = F.normalize(torch.rand(n, 12, generator=generator, dtype=dtype), dim=1)
+    return x, torch.randint(5, (n,), generator=generator)
+
+
+def gradients(model, loss):
+    return dict(zip(dict(model.named_parameters()), torch.autograd.grad(loss, list(model.parameters()))))
+
+
+def nll(model, x, beta):
+    return -(beta * model(x, normalized=True).logits).log_softmax(1)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("labels", ["argmax", "true", "exact"])
+def test_per_sample_fisher_is_the_loop_over_samples(kind, labels):
+    model, (x, y), beta = network(kind), samples(40), 0.7
+    wanted = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for i in range(len(x)):
+        probabilities = (-nll(model, x[i : i + 1], beta)).exp()[0].detach()
+        single = {"argmax": F.one_hot(probabilities.argmax(), 5), "true": F.one_hot(y[i], 5), "exact": probabilities}
+        for c, weight in enumerate(single[labels].double()):
+            if weight:
+                for name, g in gradients(model, nll(model, x[i : i + 1], beta)[0, c]).items():
+                    wanted[name] += weight * g**2 / len(x)
+    found = fisher(model, x, y, "exact" if labels == "exact" else f"sample-{labels}", beta)
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        assert torch.linalg.norm(found[name] - wanted[name]) <= 1e-6 * torch.linalg.norm(wanted[name]) + 1e-15, name
+        assert wanted[name].abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_batch_fisher_is_the_papers(kind):
+    """Batches of 512, the last one smaller: (sum of gradients)^2 per batch, added, over the samples."""
+    model, (x, y), beta = network(kind), samples(700), 0.08
+    wanted = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for part in x.split(512):
+        losses = nll(model, part, beta)
+        for name, g in gradients(model, losses.min(1).values.sum()).items():
+            wanted[name] += g**2 / len(x)
+    for name, value in fisher(model, x, y, "batch-argmax", beta).items():
+        assert torch.allclose(value, wanted[name], rtol=1e-9, atol=1e-15)
+
+
+def test_sampled_labels_average_to_the_exact_fisher():
+    model, (x, y) = network("relu"), samples(30)
+    generator = torch.Generator().manual_seed(0)
+    exact, drawn = fisher(model, x, y, "exact", 1.0), None
+    for _ in range(400):
+        new = fisher(model, x, y, "sample-sampled", 1.0, generator)
+        drawn = new if drawn is None else {name: drawn[name] + new[name] for name in new}
+    for name in exact:
+        assert torch.linalg.norm(drawn[name] / 400 - exact[name]) < 0.1 * torch.linalg.norm(exact[name]), name
+
+
+def test_per_sample_fisher_is_much_faster_than_the_loop():
+    torch.manual_seed(0)
+    model, x, y = ReLUMLP(64, 10, 200), torch.rand(512, 64), torch.randint(10, (512,))
+    fisher(model, x, y, "sample-true", 1.0)
+
+    def loop():
+        for i in range(len(x)):
+            gradients(model, nll(model, x[i : i + 1], 1.0)[0, y[i]])
+
+    times = {"loop": [], "products": []}
+    for _ in range(3):
+        begin = time.perf_counter()
+        loop()
+        middle = time.perf_counter()
+        fisher(model, x, y, "sample-true", 1.0)
+        times["loop"].append(middle - begin)
+        times["products"].append(time.perf_counter() - middle)
+    # Some 50 times and more on a quiet machine; the bound leaves room for a busy one.
+    assert min(times["loop"]) > 10 * min(times["products"]), times
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_mas(kind, per_sample):
+    model, (x, _), beta = network(kind), samples(30), 0.5
+    wanted = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for part in x.split(1) if per_sample else [x]:
+        length = (beta * model(part, normalized=True).logits).square().sum()
+        for name, g in gradients(model, length).items():
+            wanted[name] += g.abs() / len(x)
+    for name, value in sensitivity(model, x, per_sample, beta).items():
+        assert torch.allclose(value, wanted[name], rtol=1e-9, atol=1e-15)
+
+
+def test_merged_quadratic_is_the_sum_of_its_terms():
+    """Value and gradient, with entries whose importance is 0 in one task or in all; memory does not grow."""
+    torch.manual_seed(0)
+    model, merged, terms = network("relu"), Quadratic(), []
+    for task in range(6):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(torch.randn_like(p))
+        importance = {name: torch.rand_like(p) * (torch.rand_like(p) < 0.4) for name, p in model.named_parameters()}
+        importance["output.bias"].zero_()
+        merged.add(model, importance)
+        terms.append((importance, {name: p.detach().clone() for name, p in model.named_parameters()}))
+        assert len(merged.importance) == len(merged.anchor) == 4, task
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p))
+    wanted = sum((f[name] * (p - a[name]) ** 2).sum() for f, a in terms for name, p in model.named_parameters())
+    assert torch.allclose(merged.value(model), wanted, rtol=1e-12)
+    for a, b in zip(torch.autograd.grad(merged.value(model), model.parameters()),
+                    torch.autograd.grad(wanted, model.parameters())):  # fmt: skip
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12) and torch.isfinite(a).all()
+
+
+def config(method, **changes):
+    base = TrainConfig(data="digits", method=method, neurons=60, k=5, n_distill=30, epochs=2, batch_size=32,
+                       classes_per_task=4, eval_every=2, importance_samples=200, engine="autograd")  # fmt: skip
+    return dataclasses.replace(base, **changes)
+
+
+def test_si_follows_its_formula(tmp_path):
+    """omega and Omega of a run, recomputed from outside: weights before and after each step, own gradients."""
+    settings = config("si", model="relu", dtype="float64", coef=2.0, beta=0.3)
+    trainer = Trainer(settings, data.load("digits"), 0, tmp_path)
+    model, step = trainer.model, trainer.engine.step
+    names = [name for name, _ in model.named_parameters()]
+    omega, start, total, recorded = {}, {}, dict.fromkeys(names, 0.0), []
+    loss = trainer.method.loss
+
+    def record(model, batch):
+        g = gradients(model, F.cross_entropy(0.3 * model(batch.x).logits, batch.y))
+        recorded.append((g, {n: p.detach().clone() for n, p in model.named_parameters()}))
+        if trainer.progress.epoch == 0 and trainer.sums.samples == 0:
+            start.update(recorded[-1][1])
+            omega.update({n: torch.zeros_like(start[n]) for n in names})
+        return loss(model, batch)
+
+    def stepped():
+        step()
+        g, before = recorded[-1]
+        for n, p in model.named_parameters():
+            omega[n] -= g[n] * (p.detach() - before[n])
+
+    trainer.method.loss, trainer.engine.step = record, stepped
+    after_task = trainer.method.after_task
+
+    def check(trainer):
+        after_task(trainer)
+        for n, p in model.named_parameters():
+            total[n] = total[n] + omega[n] / ((p.detach() - start[n]) ** 2 + 0.1)
+            assert torch.allclose(trainer.method.quadratic.importance[n], total[n], rtol=1e-8, atol=1e-14), n
+            assert torch.equal(trainer.method.quadratic.anchor[n], p)
+
+    trainer.method.after_task = check
+    trainer.fit()
+    assert trainer.progress.finished and any((value < 0).any() for value in total.values()), "omega is not clamped"
+
+
+@pytest.mark.parametrize("method", ["ewc", "mas", "l2", "si", "ssd+ewc"])
+def test_penalty_joins_from_the_second_task(method, tmp_path):
+    """Loss = the base method's loss + coef sum importance (w - anchor)^2, and nothing in task 0."""
+    trainer = Trainer(config(method, model="sdmlp"), data.load("digits"), 0, tmp_path)
+    trainer.fit()
+    parts = trainer.progress.loss_parts
+    assert parts[0]["penalty"] == 0 and all(part["penalty"] != 0 for part in parts[1:])
+    for part in parts:
+        base = part["ce"]
+        if method == "ssd+ewc" and part["task"]:
+            base = 0.7 * part["ce"] + 0.3 * (0.1 * part["kd_hidden"] + 0.9 * part["kd_logits"])
+        assert part["loss"] == pytest.approx(base + part["penalty"], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["ewc", "mas", "l2", "ssd+ewc"])
+def test_engines_agree_on_penalties(method, tmp_path):
+    """The native engine's penalty is the autograd engine's: same weights after two tasks, up to rounding."""
+    digits, weights = data.load("digits"), []
+    for engine in ("fused", "autograd"):
+        settings = config(method, model="sdmlp", engine=engine, classes_per_task=5, gaba_switch=1e4)
+        trainer = Trainer(settings, digits, 0, tmp_path / engine)
+        trainer.fit()
+        assert trainer.engine.name == engine
+        weights.append([trainer.model.weights[0].detach(), trainer.model.output_weight.detach()])
+    for a, b in zip(*weights):
+        assert torch.linalg.norm(a - b) < 1e-4 * torch.linalg.norm(b)
+
+
+def test_lwf_is_distillation_of_the_old_classes(tmp_path):
+    trainer = Trainer(config("lwf", coef=0.6), data.load("digits"), 0, tmp_path, interrupted=lambda: False)
+    stop_in = trainer.method.prepare
+
+    def prepare(trainer):
+        stop_in(trainer)
+        if trainer.progress.stage == 2:
+            raise Interrupted
+
+    trainer.method.prepare = prepare
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    method, model = trainer.method, trainer.model
+    assert method.old_classes.tolist() == list(range(8))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    rows = torch.arange(20)
+    logits, taught = model(trainer.x[rows]).logits, method.teacher(trainer.x[rows]).logits
+    q = (taught[:, :8] / 2).softmax(1)
+    kd = 4 * (q * (q.log() - (logits[:, :8] / 2).log_softmax(1))).sum(1).mean()
+    wanted = F.cross_entropy(logits, trainer.y[rows]) + 0.6 * kd
+    total = method.loss(model, Batch(trainer.x[rows], trainer.y[rows], rows)).total
+    assert total.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_finetune_is_plain_sgd(tmp_path):
+    """Bitwise torch.optim.SGD on the same batches, where the gradient is not clipped."""
+    trainer = Trainer(config("finetune", max_grad_norm=None), data.load("digits"), 0, tmp_path)
+    torch.manual_seed(0)
+    model = ReLUMLP(64, 10, 60)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    orders = []
+    train_epoch = trainer.engine.train_epoch
+    trainer.engine.train_epoch = lambda order, *rest: (
+        orders.append((trainer.progress.stage, order)) or train_epoch(order, *rest)
+    )
+    trainer.fit()
+    for stage, order in orders:
+        rows = trainer.stages[stage]
+        for batch in order.split(32):
+            optimizer.zero_grad()
+            F.cross_entropy(model(trainer.x_train[rows][batch]).logits, trainer.y_train[rows][batch]).backward()
+            optimizer.step()
+    for a, b in zip(model.parameters(), trainer.model.parameters()):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_reports_name_the_estimator(estimator, tmp_path):
+    trainer = Trainer(config("ewc", estimator=estimator), data.load("digits"), 0, tmp_path)
+    assert estimator in trainer.method.estimator() and "beta" in trainer.method.estimator()
