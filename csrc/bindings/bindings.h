@@ -38,5 +38,6 @@ void bind_topk_linear(pybind11::module_& m);
 void bind_sparse_update(pybind11::module_& m);
 void bind_activation_counts(pybind11::module_& m);
 void bind_distill(pybind11::module_& m);
+void bind_gaba_linear(pybind11::module_& m);
 
 }  // namespace ssd::bindings

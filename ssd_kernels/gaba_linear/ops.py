@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from .._library import register, register_backward
-from . import reference
+from . import cpu, reference
 
 
 def _dense_fwd(x: Tensor, weight: Tensor, g: Tensor, k: int, sparse_grad: bool, backend: str) -> tuple[Tensor, Tensor]:
-    return reference.gaba_linear(x, weight, g, k)
+    return cpu.dense(x, weight, g, k) if backend == "cpu" else reference.gaba_linear(x, weight, g, k)
 
 
 def _dense_fwd_fake(x, weight, g, k, sparse_grad, backend):
@@ -20,6 +20,8 @@ def _dense_fwd_fake(x, weight, g, k, sparse_grad, backend):
 def _dense_bwd(
     grad_h: Tensor, h: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
+    if backend == "cpu":
+        return cpu.dense_backward(grad_h, h, x, weight, need_x, need_weight)
     return _needed(reference.gaba_linear_backward(grad_h, h, x, weight), need_x, need_weight)
 
 
@@ -39,6 +41,8 @@ def _dense_bwd_fake(grad_h, h, x, weight, need_x, need_weight, backend):
 def _rows_fwd(
     x: Tensor, weight: Tensor, g: Tensor, k: int, sparse_grad: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if backend == "cpu":
+        return cpu.rows(x, weight, g, k)
     h, threshold = reference.gaba_linear(x, weight, g, k)
     return (*reference.dense_to_rows(h), threshold)
 
@@ -64,6 +68,11 @@ def _rows_bwd(
     need_weight: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
+    if backend == "cpu":
+        grad_x, _, grad_weight = cpu.rows_backward(
+            grad_values, values, indices, offsets, x, weight, need_x, need_weight
+        )
+        return grad_x, grad_weight
     grad_h = reference.rows_to_dense(grad_values, indices, offsets, weight.shape[0])
     h = reference.rows_to_dense(values, indices, offsets, weight.shape[0])
     return _needed(reference.gaba_linear_backward(grad_h, h, x, weight), need_x, need_weight)
@@ -83,6 +92,8 @@ def _rows_sparse_bwd(
     need_x: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if backend == "cpu":
+        return cpu.rows_backward(grad_values, values, indices, offsets, x, weight, need_x, True, as_rows=True)
     grad_x, grad_weight = _rows_bwd(grad_values, values, indices, offsets, x, weight, need_x, True, backend)
     neurons = torch.unique(indices[~(values <= 0)].long())
     return grad_x, neurons, grad_weight[neurons]

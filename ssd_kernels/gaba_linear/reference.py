@@ -11,6 +11,20 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+class _Masked(torch.autograd.Function):
+    """The value h, with dh/ds = 1 where h > 0 (or h is NaN), else 0."""
+
+    @staticmethod
+    def forward(ctx, s: Tensor, h: Tensor) -> Tensor:
+        ctx.save_for_backward(h)
+        return h.clone()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (h,) = ctx.saved_tensors
+        return torch.where(h <= 0, torch.zeros_like(grad), grad), None
+
+
 def gaba_linear(x: Tensor, weight: Tensor, g: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """s = x W^T, a = relu(s), I = the (K+1)-th largest of a, h_j = relu(a_j - g_j I). Differentiable.
 
@@ -30,10 +44,7 @@ def gaba_linear(x: Tensor, weight: Tensor, g: Tensor, k: int) -> tuple[Tensor, T
     threshold = torch.topk(a, k + 1).values[:, k].clone()
     h = torch.relu(a - g.to(dtype) * threshold[:, None])
     rounded = h.to(x.dtype)
-    # Adds an exact zero: the value is h, the derivative by s is 1 where h > 0 (or h is NaN).
-    active = ~(rounded <= 0)
-    gradient = torch.where(active, s - s.detach(), torch.zeros((), dtype=dtype, device=s.device))
-    return (rounded.to(dtype) + gradient).to(x.dtype), threshold.to(x.dtype)
+    return _Masked.apply(s, rounded.to(dtype)).to(x.dtype), threshold.to(x.dtype)
 
 
 def gaba_linear_backward(grad_h: Tensor, h: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,16 @@ def inputs(shape, dtype=torch.float32, values="normal", scale=1.0, layout="conti
     return x, weight
 
 
+def slack(x, weight, gold):
+    """Units in the last place of h, and of the scores whose difference h is."""
+    if gold.numel() == 0:
+        return 0.0
+    scores = (x.double().norm(dim=1)[:, None] * weight.double().norm(dim=1)).max()
+    exact = torch.finfo(reference.accumulation_dtype(x.dtype)).eps
+    stored = torch.finfo(x.dtype)
+    return float(8 * exact * scores + 4 * stored.eps * gold.abs().max() + 4 * stored.tiny)
+
+
 def dense_of(rows, r):
     return reference.rows_to_dense(rows.values, rows.indices, rows.offsets, r)
 
@@ -64,7 +74,7 @@ def test_forward_is_accurate(shape, dtype, kind, backend):
             h = gaba_linear(x, weight, shape.k, g, backend=backend)
             gold, _ = reference.gaba_linear(x.double(), weight.double(), g, shape.k)
             low, _ = reference.gaba_linear(x, weight, g, shape.k)
-            assert_accurate(h, gold, low)
+            assert_accurate(h, gold, low, tol=slack(x, weight, gold))
 
 
 @pytest.mark.parametrize("kind", COEFFICIENTS)
@@ -77,7 +87,9 @@ def test_backward_is_accurate(shape, dtype, kind, backend):
     gold = reference.gaba_linear_backward(cotangent.double(), h.double(), x.double(), weight.double())
     low = reference.gaba_linear_backward(cotangent, h, x, weight)
     for kernel, g, l in zip((grad_x, grad_weight), gold, low):
-        assert_accurate(kernel, g, l)
+        # In float64 the gold is as rounded as the kernel: sums of up to 1000 terms, in another order.
+        exact = 64 * torch.finfo(dtype).eps * float(g.abs().max()) if g.numel() and dtype == torch.float64 else None
+        assert_accurate(kernel, g, l, tol=exact)
 
 
 @pytest.mark.parametrize("kind", COEFFICIENTS)

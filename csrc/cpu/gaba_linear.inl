@@ -1,0 +1,258 @@
+// gaba_linear forward: canonical scores of a block of x against a panel of W at a time.
+//
+// After a panel, its scores (in L2) raise each row's running lower bound of I, and are then kept: all of them for dense
+// output, else those with s > g_j I_low. As I only rises, no entry with h_j > 0 is lost where g_j >= 0; where g_j < 0
+// every entry stays. When all panels have passed, I is known and h is computed from what was kept.
+// Traffic: W once per block of rows of x; for rows output never the (B, R) scores.
+// Determinism: canonical scores and an exact selection: neither blocking nor threads can change a bit.
+#include "gaba_linear_backward.h"
+#include "gaba_linear_levels.h"
+#include "rows.h"
+#include "scan.h"
+#include "simd.h"
+#include "top_keys.h"
+
+namespace ssd::cpu::SSD_LEVEL {
+
+// Scores of `rows` rows of x and `neurons` rows of w: out[row * out_stride + neuron].
+template <class T>
+void score_panel(const T* x, ptrdiff_t size, int64_t rows, const T* w, ptrdiff_t w_stride, int64_t neurons, T* out,
+                 int64_t out_stride) {
+  for (int64_t j = 0; j < neurons; j += kTileW) {
+    const int64_t wide = neurons - j < kTileW ? neurons - j : kTileW;
+    const T* ws[kTileW];
+    for (int i = 0; i < kTileW; ++i) ws[i] = w + (j + (i < wide ? i : wide - 1)) * w_stride;
+    for (int64_t r = 0; r < rows; r += kTileX) {
+      const int64_t high = rows - r < kTileX ? rows - r : kTileX;
+      const T* xs[kTileX];
+      for (int i = 0; i < kTileX; ++i) xs[i] = x + (r + (i < high ? i : high - 1)) * size;
+      alignas(64) T scores[kTileX * kTileW];
+      dot_tile<kTileX, kTileW>(xs, ws, size, scores);
+      for (int64_t i = 0; i < high; ++i)
+        for (int64_t l = 0; l < wide; ++l) out[(r + i) * out_stride + j + l] = scores[i * kTileW + l];
+    }
+  }
+}
+
+// Room for `more` further entries.
+template <class S>
+bool reserve(GabaRows::List* list, int64_t more) {
+  if (list->count + more <= list->capacity) return true;
+  int64_t capacity = list->capacity * 2;
+  if (capacity < list->count + more) capacity = list->count + more;
+  if (void* values = std::realloc(list->values, static_cast<size_t>(capacity) * sizeof(S)))
+    list->values = values;
+  else
+    return false;
+  if (void* indices = std::realloc(list->indices, static_cast<size_t>(capacity) * sizeof(int32_t)))
+    list->indices = static_cast<int32_t*>(indices);
+  else
+    return false;
+  list->capacity = capacity;
+  return true;
+}
+
+template <class S, class T>
+class GabaPart {
+  static constexpr bool kWidened = sizeof(S) != sizeof(T);
+
+ public:
+  GabaPart(const GabaLinearParams& p, const T* g, int64_t samples, bool dense)
+      : p_(p), g_(g), dense_(dense), need_(p.k + 1), capacity_(need_ + clamp(need_, 16, 1 << 20)) {
+    const int64_t bytes = p.inputs * static_cast<int64_t>(sizeof(T));
+    const int64_t kept = dense && kWidened ? (32 << 20) / (p.neurons * static_cast<int64_t>(sizeof(T))) : 64;
+    block_ = clamp(clamp(kept, 4, 64), 1, samples);
+    sub_ = clamp((24 << 10) / bytes / kTileX * kTileX, kTileX, 64);
+    panel_ = clamp((384 << 10) / bytes / kTileW * kTileW, 4 * kTileW, 1024);
+    stride_ = panel_ + 16;
+  }
+
+  bool run(int64_t begin, int64_t end, S* h, GabaRows::List* list, int64_t* counts) {
+    using A = Arena;
+    const int64_t kept = dense_ && kWidened ? block_ * p_.neurons : 0;
+    Arena arena(A::size_of<T>(block_ * p_.inputs) + A::size_of<T>(kWidened ? panel_ * p_.inputs : 0) +
+                A::size_of<T>(block_ * stride_) + 2 * A::size_of<T>(panel_) + A::size_of<TopKeys<T>>(block_) +
+                A::size_of<Key<T>>(block_ * capacity_) + A::size_of<T>(block_) + A::size_of<T>(kept) +
+                A::size_of<GabaRows::List>(block_));
+    if (!arena.ok()) return false;
+    x_ = arena.take<T>(block_ * p_.inputs);
+    w_ = arena.take<T>(kWidened ? panel_ * p_.inputs : 0);
+    scores_ = arena.take<T>(block_ * stride_);
+    cut_ = arena.take<T>(panel_);
+    top_ = arena.take<TopKeys<T>>(block_);
+    keys_ = arena.take<Key<T>>(block_ * capacity_);
+    limits_ = arena.take<T>(block_);
+    kept_ = arena.take<T>(kept);
+    candidates_ = arena.take<GabaRows::List>(block_);
+    for (int64_t r = 0; r < block_; ++r) candidates_[r] = {nullptr, nullptr, 0, 0};
+    bool ok = true;
+    for (int64_t b = begin; b < end && ok; b += block_) ok = run_block(b, clamp(end - b, 1, block_), h, list, counts);
+    for (int64_t r = 0; r < block_; ++r) {
+      std::free(candidates_[r].values);
+      std::free(candidates_[r].indices);
+    }
+    return ok;
+  }
+
+ private:
+  bool run_block(int64_t b, int64_t rows, S* h, GabaRows::List* list, int64_t* counts) {
+    for (int64_t r = 0; r < rows; ++r) {
+      widen_row(static_cast<const S*>(p_.x) + (b + r) * p_.x_stride, x_ + r * p_.inputs, p_.inputs);
+      top_[r] = {keys_ + r * capacity_, 0, need_, capacity_};
+      limits_[r] = 0;  // a >= 0: only positive scores can be above I
+      candidates_[r].count = 0;
+    }
+    for (int64_t first = 0; first < p_.neurons; first += panel_) {
+      const int64_t neurons = clamp(p_.neurons - first, 1, panel_);
+      ptrdiff_t w_stride;
+      const T* w = load_panel(first, neurons, &w_stride);
+      for (int64_t r = 0; r < rows; r += sub_)
+        score_panel(x_ + r * p_.inputs, p_.inputs, clamp(rows - r, 1, sub_), w, w_stride, neurons,
+                    scores_ + r * stride_, stride_);
+      if (!dense_)
+        for (int64_t j = 0; j < neurons; ++j)
+          cut_[j] = g_[first + j] < 0 ? static_cast<T>(-__builtin_inf()) : g_[first + j];
+      for (int64_t r = 0; r < rows; ++r) {
+        raise_limit(r, first, neurons);
+        if (dense_)
+          std::memcpy(dense_row(b, r, h) + first, scores_ + r * stride_, static_cast<size_t>(neurons) * sizeof(T));
+        else if (!keep_candidates(r, first, neurons))
+          return false;
+      }
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      top_[r].cut();
+      const T threshold = top_[r].count < need_ ? T{0} : top_[r].limit();
+      from_acc(threshold, static_cast<S*>(p_.threshold) + b + r);
+      if (dense_)
+        finish_dense(dense_row(b, r, h), h + (b + r) * p_.neurons, threshold);
+      else if (!finish_rows(candidates_[r], threshold, list, counts + b + r))
+        return false;
+    }
+    return true;
+  }
+
+  const T* load_panel(int64_t first, int64_t neurons, ptrdiff_t* stride) {
+    const S* weight = static_cast<const S*>(p_.weight) + first * p_.weight_stride;
+    if constexpr (kWidened) {
+      for (int64_t j = 0; j < neurons; ++j) widen_row(weight + j * p_.weight_stride, w_ + j * p_.inputs, p_.inputs);
+      *stride = p_.inputs;
+      return w_;
+    } else {
+      *stride = p_.weight_stride;
+      return weight;
+    }
+  }
+
+  // Where the scores of a row wait for I: in h itself where it has the accumulation type.
+  T* dense_row(int64_t b, int64_t r, S* h) {
+    if constexpr (kWidened)
+      return kept_ + r * p_.neurons;
+    else
+      return h + (b + r) * p_.neurons;
+  }
+
+  void raise_limit(int64_t r, int64_t first, int64_t neurons) {
+    using V = Vec<T>;
+    const T* scores = scores_ + r * stride_;
+    TopKeys<T>& top = top_[r];
+    for (int64_t j = 0; j < neurons; j += V::kWidth) {
+      const int lanes = neurons - j < V::kWidth ? static_cast<int>(neurons - j) : V::kWidth;
+      uint32_t passed = not_le_mask(V::load_partial(scores + j, lanes), V::set1(limits_[r]));
+      if (lanes < V::kWidth) passed &= (1u << lanes) - 1u;
+      for (; passed; passed &= passed - 1) {
+        const int lane = __builtin_ctz(passed);
+        if (scores[j + lane] <= limits_[r]) continue;  // it may have risen within the vector
+        if (!top.push(scores[j + lane], static_cast<uint32_t>(first + j + lane))) continue;
+        const T limit = top.limit();
+        limits_[r] = limit != limit ? static_cast<T>(__builtin_inf()) : limit;  // beside NaN only NaN is large
+      }
+    }
+  }
+
+  bool keep_candidates(int64_t r, int64_t first, int64_t neurons) {
+    using V = Vec<T>;
+    GabaRows::List& list = candidates_[r];
+    if (!reserve<T>(&list, neurons)) return false;
+    const T* scores = scores_ + r * stride_;
+    T* const values = static_cast<T*>(list.values);
+    int64_t count = list.count;
+    // Beside an infinite I every h may be NaN: then all stay.
+    const V low = V::set1(limits_[r] - limits_[r] == 0 ? limits_[r] : static_cast<T>(__builtin_nan("")));
+    for (int64_t j = 0; j < neurons; j += V::kWidth) {
+      const int lanes = neurons - j < V::kWidth ? static_cast<int>(neurons - j) : V::kWidth;
+      uint32_t passed = not_le_mask(V::load_partial(scores + j, lanes), V::load_partial(cut_ + j, lanes) * low);
+      if (lanes < V::kWidth) passed &= (1u << lanes) - 1u;
+      for (; passed; passed &= passed - 1) {
+        const int lane = __builtin_ctz(passed);
+        values[count] = scores[j + lane];
+        list.indices[count++] = static_cast<int32_t>(first + j + lane);
+      }
+    }
+    list.count = count;
+    return true;
+  }
+
+  void finish_dense(const T* scores, S* h, T threshold) {
+    using V = Vec<T>;
+    const V limit = V::set1(threshold);
+    for (int64_t j = 0; j < p_.neurons; j += V::kWidth) {
+      const int lanes = p_.neurons - j < V::kWidth ? static_cast<int>(p_.neurons - j) : V::kWidth;
+      const V a = vmax(V::zero(), V::load_partial(scores + j, lanes));  // of a NaN the second operand stays
+      narrow(vmax(V::zero(), a - V::load_partial(g_ + j, lanes) * limit), h + j, lanes);
+    }
+  }
+
+  bool finish_rows(const GabaRows::List& from, T threshold, GabaRows::List* to, int64_t* count) {
+    if (!reserve<S>(to, from.count)) return false;
+    const T* scores = static_cast<const T*>(from.values);
+    S* const values = static_cast<S*>(to->values);
+    int64_t at = to->count;
+    for (int64_t i = 0; i < from.count; ++i) {
+      const T inhibition = g_[from.indices[i]] * threshold;
+      T h = (scores[i] <= 0 ? T{0} : scores[i]) - inhibition;
+      S stored;
+      from_acc(h, &stored);
+      if (to_acc(stored) <= 0) continue;
+      values[at] = stored;
+      to->indices[at++] = from.indices[i];
+    }
+    *count = at - to->count;
+    to->count = at;
+    return true;
+  }
+
+  const GabaLinearParams& p_;
+  const T* g_;
+  const bool dense_;
+  const int64_t need_, capacity_;
+  int64_t block_, sub_, panel_, stride_;
+  T *x_, *w_, *scores_, *cut_, *limits_, *kept_;
+  TopKeys<T>* top_;
+  Key<T>* keys_;
+  GabaRows::List* candidates_;
+};
+
+template <class S, class T>
+bool run_part(const GabaLinearParams& params, const void* g, int64_t begin, int64_t end, void* h, GabaRows::List* list,
+              int64_t* counts) {
+  GabaPart<S, T> part(params, static_cast<const T*>(g), end - begin, h != nullptr);
+  return part.run(begin, end, static_cast<S*>(h), list, counts);
+}
+
+bool gaba_linear_part(const GabaLinearParams& params, const void* g, int64_t begin, int64_t end, void* h,
+                      GabaRows::List* list, int64_t* counts) {
+  switch (params.dtype) {
+    case Dtype::kFloat32:
+      return run_part<float, float>(params, g, begin, end, h, list, counts);
+    case Dtype::kFloat64:
+      return run_part<double, double>(params, g, begin, end, h, list, counts);
+    case Dtype::kBFloat16:
+      return run_part<BFloat16, float>(params, g, begin, end, h, list, counts);
+    case Dtype::kHalf:
+      return run_part<Half, float>(params, g, begin, end, h, list, counts);
+  }
+  return false;
+}
+
+}  // namespace ssd::cpu::SSD_LEVEL
