@@ -110,6 +110,7 @@ void bind_gaba_linear(py::module_& m) {
         py::gil_scoped_release release;
         rows.copy(pointer<void>(values), pointer<int32_t>(indices));
       });
+  m.def("gaba_linear_most_pairs", &cpu::most_pairs);
   m.def("gaba_linear_dense", &dense);
   m.def("gaba_linear_rows", &rows);
   m.def("gaba_linear_pairs_backward", &backward_pairs);

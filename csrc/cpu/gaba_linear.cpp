@@ -153,7 +153,36 @@ bool backward_by_pairs(const GabaBackwardParams& p, const Pairs& pairs, SimdLeve
                         simd);
 }
 
+// ds as a dense (B, R) matrix: zeros, and the pairs.
+Memory to_dense(const PairsBackwardParams& p) {
+  const size_t size = storage_size(p.dtype);
+  Memory dense(std::calloc(static_cast<size_t>(p.batch * p.neurons) + 1, size));
+  if (!dense) return dense;
+  for (int64_t b = 0; b < p.batch; ++b)
+    for (int64_t pair = p.offsets[b]; pair < p.offsets[b + 1]; ++pair)
+      if (!p.masked || !p.masked[pair])
+        std::memcpy(static_cast<char*>(dense.get()) + (b * p.neurons + p.indices[pair]) * size,
+                    static_cast<const char*>(p.grad) + pair * size, size);
+  return dense;
+}
+
+bool backward_by_tiles(const GabaBackwardParams& params, SimdLevel simd) {
+  const Level level = pick(simd);
+  const double work = static_cast<double>(params.batch) * params.neurons * params.inputs * 2;
+  const int threads = worthwhile_threads(params.threads, work, kWorthThread);
+  std::atomic<bool> ok{true};
+  parallel(threads, [&](int part) {
+    const Range samples = split_range(params.batch, threads, part, kRowGrain);
+    const Range neurons = split_range(params.neurons, threads, part, kNeuronGrain);
+    if (params.grad_x && !level.dense_x(params, samples.begin, samples.end)) ok = false;
+    if (params.grad_weight && !level.dense_w(params, neurons.begin, neurons.end)) ok = false;
+  });
+  return ok;
+}
+
 }  // namespace
+
+int64_t most_pairs(int64_t batch, int64_t neurons) { return batch * neurons / 16; }
 
 GabaRows::~GabaRows() {
   for (int part = 0; part < parts; ++part) {
@@ -201,6 +230,14 @@ bool gaba_linear_rows(const GabaLinearParams& params, int64_t* offsets, GabaRows
 bool pairs_backward(const PairsBackwardParams& params, SimdLevel simd) {
   const Level level = pick(simd);
   const int64_t pairs = params.offsets[params.batch];
+  if (pairs && !params.order) {
+    const Memory dense = to_dense(params);
+    if (!dense) return false;
+    return backward_by_tiles(
+        {params.dtype, params.batch, params.inputs, params.neurons, dense.get(), nullptr, params.x, params.x_stride,
+         params.weight, params.weight_stride, params.grad_x, params.grad_weight, params.threads},
+        simd);
+  }
   const int threads = worthwhile_threads(params.threads, static_cast<double>(pairs) * params.inputs * 2, kWorthThread);
   const bool need_w = params.grad_weight || params.grad_rows;
   const Memory memory(std::malloc(static_cast<size_t>(pairs + 1) * sizeof(int32_t)));
@@ -235,23 +272,10 @@ bool pairs_backward(const PairsBackwardParams& params, SimdLevel simd) {
 }
 
 bool gaba_linear_dense_backward(const GabaBackwardParams& params, SimdLevel simd) {
-  // Fewer than one entry in sixteen: by pairs. The count alone decides, never a time.
-  const int64_t all = params.batch * params.neurons;
   Pairs pairs;
   bool sparse = false;
-  if (!to_pairs(params, &pairs, all / 16, &sparse)) return false;
-  if (sparse) return backward_by_pairs(params, pairs, simd);
-  const Level level = pick(simd);
-  const double work = static_cast<double>(all) * params.inputs * 2;
-  const int threads = worthwhile_threads(params.threads, work, kWorthThread);
-  std::atomic<bool> ok{true};
-  parallel(threads, [&](int part) {
-    const Range samples = split_range(params.batch, threads, part, kRowGrain);
-    const Range neurons = split_range(params.neurons, threads, part, kNeuronGrain);
-    if (params.grad_x && !level.dense_x(params, samples.begin, samples.end)) ok = false;
-    if (params.grad_weight && !level.dense_w(params, neurons.begin, neurons.end)) ok = false;
-  });
-  return ok;
+  if (!to_pairs(params, &pairs, most_pairs(params.batch, params.neurons), &sparse)) return false;
+  return sparse ? backward_by_pairs(params, pairs, simd) : backward_by_tiles(params, simd);
 }
 
 }  // namespace ssd::cpu

@@ -124,7 +124,8 @@ struct DenseBackward {
 
   T masked(int64_t b, int64_t j) const {
     const int64_t at = b * p.neurons + j;
-    return to_acc(static_cast<const S*>(p.h)[at]) <= 0 ? T{0} : to_acc(static_cast<const S*>(p.grad_h)[at]);
+    const T grad = to_acc(static_cast<const S*>(p.grad_h)[at]);
+    return p.h && to_acc(static_cast<const S*>(p.h)[at]) <= 0 ? T{0} : grad;
   }
 
   void write(const T* sums, S* to) const {

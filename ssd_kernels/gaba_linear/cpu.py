@@ -81,12 +81,16 @@ def rows_backward(
     """grad_x, the active neurons, and the gradient of the weight: dense, or those rows alone."""
     grad_values, values, indices, offsets = (t.contiguous() for t in (grad_values, values, indices, offsets))
     x, weight = _operands(x, weight)
-    order, neurons, starts = group_by_neuron(x.dtype, values, indices, weight.shape[0], True)
+    native = _native.cpu_module()[0]
+    by_pairs = as_rows or values.shape[0] <= native.gaba_linear_most_pairs(x.shape[0], weight.shape[0])
+    order, neurons, starts = (
+        group_by_neuron(x.dtype, values, indices, weight.shape[0], True) if by_pairs else [torch.empty(0)] * 3
+    )
     grad_x = torch.empty(x.shape if need_x else 0, dtype=x.dtype)
     shape = (neurons.shape[0], weight.shape[1]) if as_rows else weight.shape
     grad_weight = torch.empty(shape if need_weight else 0, dtype=x.dtype)
     masked = values <= 0
-    _native.cpu_module()[0].gaba_linear_pairs_backward(
+    native.gaba_linear_pairs_backward(
         DTYPES[x.dtype], *x.shape, weight.shape[0], neurons.shape[0], grad_values.data_ptr(), indices.data_ptr(),
         offsets.data_ptr(), masked.data_ptr(), x.data_ptr(), row_stride(x), weight.data_ptr(), row_stride(weight),
         order.data_ptr(), neurons.data_ptr(), starts.data_ptr(), address(grad_x if need_x else None),

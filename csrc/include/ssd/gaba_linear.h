@@ -49,6 +49,10 @@ class GabaRows {
 // offsets (B + 1,) out. False when memory runs out.
 bool gaba_linear_rows(const GabaLinearParams& params, int64_t* offsets, GabaRows* rows, SimdLevel level);
 
+// Up to so many pairs the backward pass goes pair by pair, beyond it by dense tiles. The count alone decides, never a
+// time.
+int64_t most_pairs(int64_t batch, int64_t neurons);
+
 // Gradients from pairs: dx_b = sum of ds W_j, dW_j = sum of ds x_b over the pairs (b, j).
 struct PairsBackwardParams {
   Dtype dtype;
@@ -61,7 +65,7 @@ struct PairsBackwardParams {
   int64_t x_stride;
   const void* weight;  // (R, D)
   int64_t weight_stride;
-  const int64_t* order;   // pair numbers grouped by neuron, ascending within
+  const int64_t* order;   // pair numbers grouped by neuron, ascending within; null: by dense tiles
   const int64_t* rows;    // (U,) the active neurons
   const int64_t* starts;  // (U + 1) where each begins in order
   void* grad_x;           // (B, D) out, or null
@@ -75,7 +79,7 @@ struct GabaBackwardParams {
   Dtype dtype;
   int64_t batch, inputs, neurons;
   const void* grad_h;  // (B, R) contiguous
-  const void* h;       // (B, R) contiguous
+  const void* h;       // (B, R) contiguous; null where grad_h is ds already
   const void* x;       // (B, D)
   int64_t x_stride;
   const void* weight;  // (R, D)
