@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 PARTS = ("loss", "ce", "kd_hidden", "kd_logits", "penalty")
+# What one point of the curves holds; the accuracy on each task follows.
+COLUMNS = ("task", "epoch", *PARTS, "accuracy", "accuracy_taw", "train_accuracy", "entropy", "class_entropy",
+           "coverage", "jaccard", "cosine")  # fmt: skip
 ROW_KINDS = ("certified", "refreshed", "scanned")
 
 

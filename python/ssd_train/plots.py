@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .engines import COLUMNS
+
 
 def _pyplot() -> Any:
     import matplotlib
@@ -51,19 +53,19 @@ def accuracy_matrix(results: dict[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
-def task_curves(results: dict[str, Any], histories: list[list[list[float]]], parts: int, path: Path) -> None:
+def task_curves(results: dict[str, Any], histories: list[list[list[float]]], path: Path) -> None:
     """Validation accuracy over epochs (the paper's Fig. 7): all samples top left, then one panel per task.
 
     Args:
-        histories: per seed the points (task, epoch, `parts` losses, accuracy, accuracy_taw, accuracy of each task).
+        histories: per seed the points: what `COLUMNS` names, then the accuracy on each task.
     """
     plt = _pyplot()
     points = np.array(histories, dtype=float)
-    mean, spread = np.nanmean(points, axis=0), np.nanstd(points, axis=0)
+    mean, spread = points.mean(axis=0), points.std(axis=0)
     epochs, tasks = results["config"]["epochs"], len(results["runs"][0]["tasks"])
     x = mean[:, 0] * epochs + mean[:, 1]
-    first = 2 + parts
-    columns = [first, *range(first + 2, first + 2 + tasks)]
+    first, each = COLUMNS.index("accuracy"), len(COLUMNS)
+    columns = [first, *range(each, each + tasks)]
     shown = columns[:12]
     across = 3 if len(shown) > 4 else 2
     down = -(-len(shown) // across)
@@ -71,9 +73,9 @@ def task_curves(results: dict[str, Any], histories: list[list[list[float]]], par
                                 squeeze=False, layout="constrained")  # fmt: skip
     borders = [epochs * t for t in range(1, len(results["runs"][0]["loss_parts"]))]
     for axes, column in zip(grid.flat, shown):
-        title = "all classes" if column == first else f"task {column - first - 2}"
+        title = "all classes" if column == first else f"task {column - each}"
         if column != first:
-            title += f": classes {_classes(results, column - first - 2)}"
+            title += f": classes {_classes(results, column - each)}"
         axes.plot(x, mean[:, column], lw=1.5, color="tab:blue")
         if len(histories) > 1:
             low, high = mean[:, column] - spread[:, column], mean[:, column] + spread[:, column]

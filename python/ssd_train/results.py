@@ -18,7 +18,7 @@ from . import __version__, metrics
 from .checkpoint import write_atomic
 from .config import TrainConfig, as_dict, parse_seeds
 from .data import Dataset
-from .engines import PARTS
+from .engines import COLUMNS
 from .errors import BadInput
 from .trainer import Trainer
 
@@ -41,6 +41,7 @@ def one_run(trainer: Trainer) -> dict[str, Any]:
         "accuracy_matrix_taw": progress.matrix_taw,
         "accuracy_initial": progress.initial,
         "loss_parts": progress.loss_parts,
+        "path_length": progress.path_length,
         "rows": progress.rows,
         "seconds": progress.seconds,
         "phases": progress.phases,
@@ -126,7 +127,7 @@ def metrics_csv(trainers: list[Trainer]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     tasks = len(trainers[0].tasks)
-    writer.writerow(["seed", "task", "epoch", *PARTS, "accuracy", "accuracy_taw", *(f"task_{i}" for i in range(tasks))])
+    writer.writerow(["seed", *COLUMNS, *(f"task_{i}" for i in range(tasks))])
     for trainer in trainers:
         for task, epoch, *values in trainer.history:
             cells = ["" if v != v else repr(v) for v in values]

@@ -15,7 +15,7 @@ from . import plots, results
 from .checkpoint import write_atomic
 from .config import FREE_ON_RESUME, TrainConfig, as_dict, check, dump, parse_seeds, read_config
 from .data import Dataset
-from .engines import PARTS, fused_reason
+from .engines import COLUMNS, fused_reason
 from .errors import BadInput
 from .run_folder import StopSignals, claimed
 from .trainer import Interrupted, Trainer
@@ -91,7 +91,7 @@ def _train(config: TrainConfig, data: Dataset, out: Path, stop: StopSignals) -> 
             bar.total = len(seeds) * len(trainer.stages) * config.epochs
             bar.n = seeds.index(progress.seed) * len(trainer.stages) * config.epochs + done
             bar.set_description(f"seed {progress.seed}, task {progress.stage}", refresh=False)
-            accuracy = trainer.history[-1][2 + len(PARTS)] if trainer.history else float("nan")
+            accuracy = trainer.history[-1][COLUMNS.index("accuracy")] if trainer.history else float("nan")
             bar.set_postfix(loss=f"{trainer.sums.means()['loss']:.4f}", acc=f"{accuracy:.3f}", refresh=False)
             bar.update(0)
 
@@ -111,7 +111,7 @@ def draw(summary: dict[str, Any], trainers: list[Trainer], folder: Path) -> None
     folder.mkdir(exist_ok=True)
     plots.accuracy_matrix(summary, folder / "accuracy_matrix.png")
     if trainers[0].history:
-        plots.task_curves(summary, [t.history for t in trainers], len(PARTS), folder / "task_curves.png")
+        plots.task_curves(summary, [t.history for t in trainers], folder / "task_curves.png")
     if trainers[0].snapshots:
         snapshots = np.stack([s.numpy() for s in trainers[0].snapshots])
         plots.neuron_heatmap(summary, snapshots, trainers[0].history, len(trainers[0].probe), folder / "neurons.png")

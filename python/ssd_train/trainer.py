@@ -13,12 +13,13 @@ from torch import Tensor
 
 import ssd_kernels
 
-from . import __version__, metrics
+from . import __version__, analysis, metrics
 from .checkpoint import CheckpointFolder, write_tensors
 from .config import TrainConfig, as_dict, model_kind, parse_gaba_switch
 from .data import Dataset, make_tasks
 from .data.tasks import class_order
-from .engines import EpochSums, make_engine
+from .distill import Teacher
+from .engines import COLUMNS, EpochSums, make_engine
 from .methods import METHODS
 from .model import SDMLP, build_model
 
@@ -41,6 +42,7 @@ class Progress:
     accuracy_taw: float | None = None
     initial: list[float | None] | None = None
     loss_parts: list[dict[str, Any]] = field(default_factory=list)
+    path_length: list[float | None] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=lambda: {"certified": 0, "refreshed": 0, "scanned": 0})
     phases: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "eval": 0.0, "total": 0.0})
@@ -86,6 +88,7 @@ class Trainer:
         self.y_train, self.y_test = data.y_train.to(config.device), data.y_test.to(config.device)
         step = max(1, len(self.x_test) // max(config.probe_size, 1))
         self.probe = self.x_test[::step][: config.probe_size].contiguous()
+        self.probe_labels = self.y_test[::step][: config.probe_size]
         self.engine = make_engine(self)
 
     def prepare_inputs(self, x: Tensor) -> Tensor:
@@ -152,11 +155,35 @@ class Trainer:
     def _log_point(self) -> None:
         """One point of the curves: losses, accuracies, and the probe set's winners."""
         tag, _, accuracy, accuracy_taw = self.evaluate()
-        means = self.sums.means()
-        point = [self.progress.stage, self.progress.epoch, *means.values(), accuracy, accuracy_taw, *tag]
-        self.history.append([float("nan") if value is None else float(value) for value in point])
-        if isinstance(self.model, SDMLP) and len(self.probe) and self.config.neurons <= MAX_HEATMAP_NEURONS:
-            self.snapshots.append(self.engine.activity(self.probe)[0].to("cpu", torch.int32))
+        point = {"task": self.progress.stage, "epoch": self.progress.epoch, **self.sums.means()}
+        point |= {"accuracy": accuracy, "accuracy_taw": accuracy_taw, "train_accuracy": self._train_accuracy()}
+        point |= self._structure()
+        values = [point.get(name) for name in COLUMNS] + tag
+        self.history.append([float("nan") if value is None else float(value) for value in values])
+
+    def _train_accuracy(self) -> float:
+        """Accuracy on the stage's own training data, all classes competing; on at most 2048 samples."""
+        rows = torch.arange(0, len(self.x), max(1, len(self.x) // 2048))[:2048]
+        return (self.engine.predict(self.x[rows]).argmax(1) == self.y[rows]).double().mean().item()
+
+    def _structure(self) -> dict[str, float | None]:
+        """The structural metrics of the first hidden layer on the probe set; keeps its counts for the heatmap."""
+        if not isinstance(self.model, SDMLP) or not len(self.probe) or self.config.neurons > MAX_HEATMAP_NEURONS:
+            return {}
+        seen = analysis.probe(self.model, self.probe, self.probe_labels, self.data.classes)
+        counts = seen.counts.to("cpu", torch.int32)
+        found = {
+            "entropy": analysis.activation_entropy(seen.counts, seen.samples),
+            "class_entropy": analysis.class_entropy(seen.classes),
+            "coverage": (self.model.counts[0] > 0).double().mean().item(),
+            "jaccard": analysis.jaccard(self.snapshots[-1], counts, 10 * self.config.k) if self.snapshots else None,
+        }
+        teacher = getattr(self.method, "teacher", None)
+        if isinstance(teacher, Teacher):
+            weights = teacher.model.weights[0], self.model.weights[0].detach()
+            found["cosine"] = analysis.row_cosine(*weights, teacher.units[0])
+        self.snapshots.append(counts)
+        return found
 
     def _end_stage(self) -> None:
         progress = self.progress
@@ -168,6 +195,8 @@ class Trainer:
         progress.matrix.append(tag)
         progress.matrix_taw.append(taw)
         progress.loss_parts.append({"task": progress.stage, **self.sums.means()})
+        if isinstance(self.model, SDMLP) and len(self.probe) and self.config.neurons <= MAX_HEATMAP_NEURONS:
+            progress.path_length.append(analysis.path_length(self.model, self.probe))
         progress.stage, progress.epoch, progress.started = progress.stage + 1, 0, False
         self.sums = EpochSums()
 

@@ -111,7 +111,8 @@ def test_stop_again_and_again(method, engine, momentum, tmp_path):
     assert stops >= 3
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, part.model.state_dict()[name]), name
-    assert whole.history == part.history
+    curves = [torch.tensor(t.history, dtype=torch.float64).nan_to_num(-9) for t in (whole, part)]
+    assert torch.equal(*curves)
     for field in ("matrix", "matrix_taw", "initial", "accuracy", "loss_parts"):
         assert getattr(whole.progress, field) == getattr(part.progress, field), field
 

@@ -221,6 +221,7 @@ def test_results_schema(finished):
         assert set(run["rows"]) == {"certified", "refreshed", "scanned"}
         assert set(run["seconds"]) == {"train", "eval", "total"}
         assert [part["task"] for part in run["loss_parts"]] == [0, 1, 2, 3, 4]
+        assert len(run["path_length"]) == 5 and all(length >= 1 for length in run["path_length"])
         assert run["loss_parts"][0]["kd_logits"] == 0 < run["loss_parts"][1]["kd_logits"]
     assert set(results["environment"]) == {"command", "commit", "version", "torch", "triton", "python", "cpu", "device",
                                            "backend", "engine", "simd", "threads"}  # fmt: skip
