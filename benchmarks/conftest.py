@@ -43,6 +43,7 @@ def compare(request: pytest.FixtureRequest, smoke: bool) -> Callable[..., Table]
     """compare(title, contenders, baseline=..., gate=..., targets=...): gate, time, keep the table, and return it.
 
     `gate` raises where a result is wrong; nothing is timed then. `targets` maps a contender to (baseline, ratio).
+    Other options are those of measure.interleaved.
     """
 
     def run(
@@ -55,11 +56,12 @@ def compare(request: pytest.FixtureRequest, smoke: bool) -> Callable[..., Table]
         seconds: float = 20.0,
         rounds: int = 60,
         notes: list[str] | None = None,
+        **options: object,
     ) -> Table:
         gate()
         if smoke:
             targets, seconds, rounds = None, 1.0, 5
-        timings = measure.interleaved(contenders, seconds=seconds, rounds=rounds)
+        timings = measure.interleaved(contenders, seconds=seconds, rounds=rounds, **options)
         table = Table(title, baseline, timings, dict(targets or {}), list(notes or []))
         request.config.stash[_TABLES].append(table)
         if request.config.getoption("--check-targets"):

@@ -28,9 +28,19 @@ class Timing:
 
 
 def interleaved(
-    contenders: Mapping[str, Callable[[], object]], *, seconds: float = 20.0, rounds: int = 60, warmup: int = 3
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    seconds: float = 20.0,
+    rounds: int = 60,
+    warmup: int = 3,
+    steps: Mapping[str, int] | None = None,
+    pause: float = 0.0,
 ) -> dict[str, Timing]:
-    """Times every contender once per round, in turn, until `rounds` or about `seconds` are over (at least 5 rounds)."""
+    """Times every contender once per round, in turn, until `rounds` or about `seconds` are over (at least 5 rounds).
+
+    A contender named in `steps` does that many steps a call: its time is that of one. `pause` seconds of rest come
+    before every call: torch's OpenMP threads spin on after a parallel region, and would be charged to the next one.
+    """
     for _ in range(warmup):
         for run in contenders.values():
             run()
@@ -40,9 +50,10 @@ def interleaved(
         if done >= 5 and time.perf_counter() > end:
             break
         for name, run in contenders.items():
+            time.sleep(pause)
             start = time.perf_counter()
             run()
-            times[name].append(time.perf_counter() - start)
+            times[name].append((time.perf_counter() - start) / (steps or {}).get(name, 1))
     return {name: _timing(samples) for name, samples in times.items()}
 
 
