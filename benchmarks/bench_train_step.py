@@ -22,7 +22,9 @@ SSD_TARGETS = {1_000: 13.0, 10_000: 60.0, 100_000: 800.0}
 class EpochRunner:
     """Trains one epoch (or its first steps) per call, in a new order each time."""
 
-    def __init__(self, engine: SDMLPEngine, task: int, teacher=None, penalty=None, steps: int | None = None, limit=None):
+    def __init__(
+        self, engine: SDMLPEngine, task: int, teacher=None, penalty=None, steps: int | None = None, limit=None
+    ):
         self.engine, self.teacher, self.penalty = engine, teacher, penalty
         self.x, self.y = workload.task(task, limit)
         self.count = len(self.x) if steps is None else min(len(self.x), steps * workload.BATCH)
@@ -33,9 +35,7 @@ class EpochRunner:
     def __call__(self) -> None:
         order = torch.randperm(len(self.x), generator=self.generator)[: self.count].contiguous()
         self.log.append(
-            self.engine.train_epoch(
-                self.x, self.y, order, workload.BATCH, teacher=self.teacher, penalty=self.penalty
-            )
+            self.engine.train_epoch(self.x, self.y, order, workload.BATCH, teacher=self.teacher, penalty=self.penalty)
         )
 
     def note(self) -> str:
@@ -47,7 +47,7 @@ class EpochRunner:
                 parts[phase] = parts.get(phase, 0.0) + seconds / sum(s.steps for s in late) * 1e3
         phases = ", ".join(f"{phase} {ms:.3f}" for phase, ms in parts.items() if ms >= 0.001)
         return (
-            f"certified {sum(s.certified for s in late) / rows:.1%}, refreshed {sum(s.refreshed for s in late) / rows:.1%}"
+            f"scored per row {late[-1].scored:.1f}, certified {sum(s.certified for s in late) / rows:.1%}, refreshed {sum(s.refreshed for s in late) / rows:.1%}"
             f", active per row {late[-1].active_per_row:.1f}, touched per step {late[-1].touched:.0f}; ms: {phases}"
         )
 
@@ -189,15 +189,21 @@ def bench_train_step_penalty(compare: Callable, smoke: bool) -> None:
     """SSD + EWC: every row with importance moves in every step."""
     neurons, limit = (1_000, 1500) if smoke else (10_000, None)
     runs = {}
-    for name in ("engine, SSD", "engine, SSD + EWC"):
+    for name in ("engine, SSD", "engine, SSD + EWC", "engine, SSD + EWC on all rows"):
         engine, teacher = workload.engine_and_teacher(neurons, limit=limit)
         penalty = None
-        if name.endswith("EWC"):
+        if "EWC" in name:
             importance = [torch.rand_like(part) * 1e-3 for part in (engine.weight, engine.output_weight)]
+            if "all rows" not in name:  # a Fisher estimate is zero where no sample of the earlier tasks was active
+                silent = sum(engine.frequencies(workload.task(index, limit)[0]) for index in (0, 1)) == 0
+                importance[0][silent] = 0
+                importance[1][:, silent] = 0
             penalty = QuadraticPenalty(
                 importance[0], engine.weight.clone(), importance[1], engine.output_weight.clone(), 100.0
             )
-        runs[name] = EpochRunner(engine, 1, teacher, penalty, limit=limit)
+        runs[name] = EpochRunner(
+            engine, 2, None if smoke else engine.make_teacher(workload.task(2)[0], teacher.units), penalty, limit=limit
+        )
         for _ in range(6):
             runs[name]()
     step, _ = eager(neurons, limit=limit)
@@ -210,4 +216,4 @@ def bench_train_step_penalty(compare: Callable, smoke: bool) -> None:
         steps={name: run.steps for name, run in runs.items()},
         pause=PAUSE,
     )
-    table.notes.extend(run.note() for run in runs.values())
+    table.notes.extend(f"{name}: {run.note()}" for name, run in runs.items())

@@ -54,6 +54,8 @@ py::dict to_dict(const SdmlpStats& s) {
   out["certified"] = s.certified;
   out["refreshed"] = s.refreshed;
   out["scanned"] = s.scanned;
+  out["scored"] = s.scored;
+  out["examined"] = s.examined;
   out["seconds"] = seconds;
   return out;
 }

@@ -123,44 +123,45 @@ void Certificates::choose_movers() {
   }
 }
 
-std::vector<int64_t> Certificates::begin_epoch(const int64_t* order, int64_t count, double active_per_row) {
-  std::vector<int64_t> refresh;
+void Certificates::begin_epoch(double active_per_row) {
   ++epoch_;
-  // Certificates pay only where a row's active neurons are a small part of its list, and the list of the layer.
+  live_ = 0;
+  // Certificates pay only where a row's active neurons are a small part of its list.
   active_ = recorded_ > 0 && active_per_row < 0.5 * capacity_;
   if (active_ && wait_ > 0) {
     --wait_;
     active_ = false;
   }
-  if (active_) {
-    choose_movers();
-    int64_t listed = 0;
-    live_ = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t sample = order[i];
-      if (sample >= recorded_ || stamp_[sample] == epoch_) continue;
-      stamp_[sample] = static_cast<int32_t>(epoch_);
-      ++listed;
-      const Record& record = records_[sample];
-      const int slot = slot_of(record);
-      if (slot < 0) {
-        refresh.push_back(i);
-        continue;
-      }
-      ++live_;
-      // Expected drift until the sample's turn, at the larger of the last epoch's pace and the snapshot's own.
-      const Snapshot& snapshot = snapshots_[slot];
-      const float last = (snapshot.delta - snapshot.before) / std::max<int64_t>(1, last_rows_);
-      const float own = snapshot.delta / std::max<int64_t>(1, rows_ - snapshot.taken);
-      const float growth = 1.2f * std::max(last, own) * static_cast<float>(i + 1);
-      if (!(record.outside + growth < need(record, snapshot, record.last))) refresh.push_back(i);
-    }
-    // When most must be scanned, their own step does it with fresher weights.
-    if (static_cast<int64_t>(refresh.size()) * 2 > listed) refresh.clear();
-  }
-  for (auto& snapshot : snapshots_) snapshot.before = snapshot.delta;
-  last_rows_ = count;
+  if (active_) choose_movers();
   for (int64_t j = 0; j < neurons_; ++j) path_before_[j] = path_gaba_[2 * j];
+}
+
+std::vector<int64_t> Certificates::expiring(const int64_t* order, int64_t begin, int64_t end) {
+  std::vector<int64_t> refresh;
+  float pace[kSnapshots];  // movement per row trained: the last window's, or the snapshot's own where that is larger
+  for (int s = 0; s < kSnapshots; ++s) {
+    Snapshot& snapshot = snapshots_[s];
+    const float last = (snapshot.delta - snapshot.before) / std::max<int64_t>(1, rows_ - snapshot.before_rows);
+    const float own = snapshot.delta / std::max<int64_t>(1, rows_ - snapshot.taken);
+    pace[s] = 1.5f * std::max(last, own);
+    snapshot.before = snapshot.delta;
+    snapshot.before_rows = rows_;
+  }
+  int64_t live = 0;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t sample = order[i];
+    if (sample >= recorded_ || stamp_[sample] == epoch_) continue;
+    stamp_[sample] = static_cast<int32_t>(epoch_);
+    const Record& record = records_[sample];
+    const int slot = slot_of(record);
+    if (slot >= 0) ++live;
+    if (slot < 0 || !(record.outside + pace[slot] * static_cast<float>(i - begin + 1) <
+                      need(record, snapshots_[slot], record.last)))
+      refresh.push_back(i);
+  }
+  live_ += live;
+  // Where there is no record yet, the step that scans the row makes one as well.
+  if (live == 0) refresh.clear();
   return refresh;
 }
 
@@ -204,7 +205,7 @@ void Certificates::take_snapshot(const std::vector<float>& gaba) {
   snapshot.id = next_id_++;
   snapshot.movers = static_cast<int>(movers_.size());
   snapshot.delta = snapshot.before = 0;
-  snapshot.taken = rows_;
+  snapshot.taken = snapshot.before_rows = rows_;
   float least = 1.f;
   for (int64_t j = 0; j < neurons_; ++j) {
     least = std::min(least, gaba[j]);
@@ -246,18 +247,13 @@ bool Certificates::certify(int64_t sample, const float* x, const float* weight, 
   float floor = score[0];
   for (int i = 1; i < winners; ++i) floor = score[i] < floor ? score[i] : floor;
   if (!(floor >= 0)) return false;
-  const float least = need(record, snapshot, floor);
-  if (!(record.outside < least)) return false;
 
-  // Candidates and movers that no bound dismisses.
-  const float* margins = &margins_[sample * (capacity_ / kBlock)];
-  int examined = 0;
-  while (examined < record.count && !(margins[examined / kBlock] < least)) examined += kBlock;
-  examined = std::min(examined, record.count);
   const int32_t* candidates = &candidates_[sample * capacity_];
   float* bounds = &bounds_[sample * capacity_];
   float* mover_bounds = &mover_bounds_[sample * movers_max_];
+  int32_t* kept = scratch.kept.data();
   int found = winners;
+  for (int i = 0; i < winners; ++i) scratch.place[i] = -1;
   const auto add = [&](int32_t neuron, int32_t place) {
     for (int i = 0; i < winners; ++i) {
       if (index[i] == neuron) {
@@ -268,22 +264,48 @@ bool Certificates::certify(int64_t sample, const float* x, const float* weight, 
     scratch.place[found] = place;
     index[found++] = neuron;
   };
-  for (int i = 0; i < winners; ++i) scratch.place[i] = -1;
-  int32_t* kept = scratch.kept.data();
-  int survivors = kernel_->prune(candidates, bounds, examined, path_gaba_.data(), floor, slack_, kept);
-  for (int i = 0; i < survivors; ++i) add(candidates[kept[i]], kept[i]);
-  survivors =
+  // Scores the candidates of [begin, end) that no bound dismisses.
+  const auto examine = [&](int begin, int end) {
+    const int survivors =
+        kernel_->prune(candidates + begin, bounds + begin, end - begin, path_gaba_.data(), floor, slack_, kept);
+    for (int i = 0; i < survivors; ++i) add(candidates[begin + kept[i]], begin + kept[i]);
+  };
+  // The (K + 1)-th largest of all that was scored.
+  const auto threshold_of = [&] {
+    float* order = scratch.order.data();
+    std::copy(score, score + found, order);
+    std::nth_element(order, order + k_, order + found, [](float a, float b) { return a > b; });
+    return order[k_];
+  };
+
+  // The movers and the best candidates come first: where a likely winner has fallen back, they raise the bound.
+  int examined = std::min(record.count, 2 * kBlock);
+  examine(0, examined);
+  const int survivors =
       kernel_->prune_movers(mover_bounds, mover_path_.data(), mover_gaba_.data(), snapshot.movers, floor, slack_, kept);
   for (int i = 0; i < survivors; ++i) add(movers_[kept[i]], capacity_ + kept[i]);
+  int scored = found;
   kernel_->score_rows(x, weight, index + winners, found - winners, inputs_, score + winners);
-
-  // The exact threshold: the (K + 1)-th largest of all that was scored.
-  float* order = scratch.order.data();
-  std::copy(score, score + found, order);
-  std::nth_element(order, order + k_, order + found, [](float a, float b) { return a > b; });
-  const float exact = order[k_];
-  for (int i = 0; i < found; ++i)
+  for (int i = winners; i < found; ++i)
     if (!(score[i] >= 0)) return false;
+  floor = threshold_of();
+  const float least = need(record, snapshot, floor);
+  if (!(record.outside < least)) return false;
+
+  // Then every block that the one inequality does not dismiss whole.
+  const float* margins = &margins_[sample * (capacity_ / kBlock)];
+  const int begin = examined;
+  while (examined < record.count && !(margins[examined / kBlock] < least)) examined += kBlock;
+  examined = std::min(examined, static_cast<int>(record.count));
+  if (examined > begin) {
+    examine(begin, examined);
+    kernel_->score_rows(x, weight, index + scored, found - scored, inputs_, score + scored);
+    for (int i = scored; i < found; ++i)
+      if (!(score[i] >= 0)) return false;
+  }
+  scratch.scored += found;
+  scratch.examined += examined + snapshot.movers;
+  const float exact = threshold_of();
   if (snapshot.gaba_min < 0 && !(record.outside < need(record, snapshot, exact))) return false;
 
   // What was scored gets its bound renewed, and the winners become the next visit's likely ones.
@@ -304,6 +326,23 @@ bool Certificates::certify(int64_t sample, const float* x, const float* weight, 
   *count = found;
   *threshold = exact;
   return true;
+}
+
+void Certificates::prefetch(int64_t sample, const float* weight) const {
+  if (sample >= recorded_) return;
+  const Record& record = records_[sample];
+  if (slot_of(record) < 0) return;
+  const auto fetch = [](const void* begin, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(begin) + at);
+  };
+  const int winners = static_cast<int>(k_) + 1;
+  const int32_t* hints = &hints_[sample * winners];
+  const int64_t row = std::min<int64_t>(4 * inputs_, 1024);
+  for (int i = 0; i < std::min(winners, 16); ++i) fetch(weight + hints[i] * inputs_, row);
+  fetch(&margins_[sample * (capacity_ / kBlock)], 64);
+  fetch(&candidates_[sample * capacity_], 4 * kBlock);
+  fetch(&bounds_[sample * capacity_], 4 * kBlock);
+  fetch(&mover_bounds_[sample * movers_max_], 4 * static_cast<int64_t>(movers_.size()));
 }
 
 void Certificates::record(int64_t sample, const int32_t* index, const float* score, int count, float threshold,

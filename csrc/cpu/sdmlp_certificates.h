@@ -22,6 +22,7 @@ namespace ssd::cpu {
 struct ScratchRow {
   std::vector<int32_t> kept, place, index;
   std::vector<float> score, order;
+  int64_t scored = 0, examined = 0;  // neurons scored, and bounds looked at, by certified rows
 };
 
 class Certificates {
@@ -44,9 +45,10 @@ class Certificates {
   void change_gaba(const std::vector<float>& gaba);
 
   // ---- Once per epoch, one thread.
-  // Decides whether certificates are worth trying, and returns the positions in order[] that a batch refresh should
-  // take now, because their slack may run out during the epoch.
-  std::vector<int64_t> begin_epoch(const int64_t* order, int64_t count, double active_per_row);
+  // Decides whether certificates are worth trying.
+  void begin_epoch(double active_per_row);
+  // The positions of order[begin, end) that a batch refresh should take now: their slack may run out before their turn.
+  std::vector<int64_t> expiring(const int64_t* order, int64_t begin, int64_t end);
   void end_epoch(int64_t certified);
   bool active() const { return active_; }
   float gap() const { return gap_; }
@@ -57,6 +59,8 @@ class Certificates {
   // The sample's candidates that can matter, scored: scratch.index / scratch.score, and the exact threshold.
   // False when there is no proof: scan then.
   bool certify(int64_t sample, const float* x, const float* weight, ScratchRow& scratch, int* count, float* threshold);
+  // Asks for what certify will read of this sample, ahead of time.
+  void prefetch(int64_t sample, const float* weight) const;
   // Records a scan that kept all neurons with s > g * threshold - gap().
   void record(int64_t sample, const int32_t* index, const float* score, int count, float threshold,
               ScratchRow& scratch);
@@ -78,7 +82,8 @@ class Certificates {
     int32_t id = -1;
     int movers = 0;    // the first ones of Z that its records hold bounds of
     float delta = 0;   // largest movement outside those since it was taken
-    float before = 0;  // the same at the start of the epoch
+    float before = 0;  // the same when expiring() was last asked, and the rows trained then
+    int64_t before_rows = 0;
     float gaba_min = 0;
     int64_t taken = 0;  // rows trained when it was taken
   };
@@ -104,8 +109,8 @@ class Certificates {
   int32_t next_id_ = 0;
   int newest_ = -1;
   int64_t newest_epoch_ = -1, epoch_ = 0;
-  int64_t rows_ = 0, last_rows_ = 0;  // rows trained so far, rows of the last epoch
-  int taken_ = 0;                     // snapshots taken in newest_epoch_
+  int64_t rows_ = 0;  // rows trained so far
+  int taken_ = 0;     // snapshots taken in newest_epoch_
   double path_max_ = 0;
   float slack_ = 0;  // rounding of scores, path lengths and margins
 

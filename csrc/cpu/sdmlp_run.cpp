@@ -37,8 +37,9 @@ struct SdmlpTrainer::Impl::Run {
   int proved = 0;      // rows of this step that a certificate covered
   std::atomic<bool> non_finite{false};
   ScanPlan plan{1, 1};
+  static constexpr int64_t kWindow = 1024;  // rows whose certificates are looked at together
+  int64_t window_end = 0;
   std::vector<int64_t> refresh;  // positions of a batch refresh
-  size_t refreshed = 0;
 
   static constexpr int kRowChunk = 8;
 
@@ -80,54 +81,75 @@ struct SdmlpTrainer::Impl::Run {
       self.threshold_only = false;
       self.certificates.change_gaba(self.gaba);
     }
-    for (int64_t b = 0; b < batch; ++b) set_row(static_cast<int>(b), epoch.order[position + b]);
+    refresh.clear();
+    if (self.certificates.active() && position >= window_end) {
+      window_end = std::min(epoch.count, position + kWindow);
+      refresh = self.certificates.expiring(epoch.order, position, window_end);
+      if (!refresh.empty()) self.certificates.take_snapshot(self.gaba);
+    }
+    if (refresh.empty()) load_batch();
+  }
+
+  void load_batch() {
     self.pending.clear();
     duplicates.assign(batch, 0);
-    seen.clear();
-    for (int64_t b = 0; b < batch; ++b) seen.emplace_back(self.rows[b].sample, b);
-    std::sort(seen.begin(), seen.end());
-    for (int64_t b = 1; b < batch; ++b)
-      if (seen[b].first == seen[b - 1].first) duplicates[seen[b].second] = duplicates[seen[b - 1].second] = 1;
+    for (int64_t b = 0; b < batch; ++b) {
+      const int64_t sample = epoch.order[position + b];
+      set_row(static_cast<int>(b), sample);
+      if (place[sample] >= position) duplicates[b] = duplicates[place[sample] - position] = 1;
+      place[sample] = position + b;
+    }
   }
   std::vector<uint8_t> duplicates;  // samples that stand twice in the batch: one record, so no certificate
-  std::vector<std::pair<int64_t, int64_t>> seen;
+  std::vector<int64_t> place;       // (N,) last position of every sample
 
   void program(int thread) {
     Team::Member me;
     ScratchRow& scratch = self.scratch[thread];
-    refresh_records(me, scratch);
-    team.for_each(me, 0, [](int) {}, [&] { next_batch(); });
-    while (!stop) step(me, scratch);
+    team.for_each(
+        me, 0, [](int) {},
+        [&] {
+          next_batch();
+          lap(kRefresh);
+        });
+    while (!stop) {
+      if (!refresh.empty()) refresh_records(me, scratch);
+      step(me, scratch);
+    }
   }
 
   // Scans the samples whose certificates would run out, many rows to a pass over the weights.
   void refresh_records(Team::Member& me, ScratchRow& scratch) {
-    for (;;) {
-      int n = 0;
+    size_t done = 0;
+    while (done < refresh.size()) {
       team.for_each(
           me, 0, [](int) {},
           [&] {
-            chunk_rows = static_cast<int>(std::min<size_t>(refresh.size() - refreshed, self.rows.size()));
-            for (int i = 0; i < chunk_rows; ++i) set_row(i, epoch.order[refresh[refreshed + i]]);
+            chunk_rows = static_cast<int>(std::min<size_t>(refresh.size() - done, self.rows.size()));
+            for (int i = 0; i < chunk_rows; ++i) set_row(i, epoch.order[refresh[done + i]]);
             plan = self.plan_scan(chunk_rows);
             identity.resize(chunk_rows);
             for (int i = 0; i < chunk_rows; ++i) identity[i] = i;
             grow_lists();
           });
-      n = chunk_rows;
-      if (n == 0) break;
+      const int n = chunk_rows;
       const float gap = self.certificates.gap();
       team.for_each(me, plan.groups * plan.parts, [&](int c) {
         self.scan(identity.data(), n, plan, c / plan.parts, c % plan.parts, gap, coefficients());
       });
-      team.for_each(
-          me, (n + 7) / 8,
-          [&](int c) {
-            for (int i = c * 8; i < std::min(n, c * 8 + 8); ++i) finish(i, i, gap, scratch, true, coefficients());
-          },
-          [&] { refreshed += n; });
+      team.for_each(me, (n + 7) / 8, [&](int c) {
+        for (int i = c * 8; i < std::min(n, c * 8 + 8); ++i) finish(i, i, gap, scratch, true, coefficients());
+      });
+      done += n;
     }
-    team.for_each(me, 0, [](int) {}, [&] { lap(kRefresh); });
+    team.for_each(
+        me, 0, [](int) {},
+        [&] {
+          stats.refreshed += static_cast<int64_t>(refresh.size());
+          refresh.clear();
+          load_batch();
+          lap(kRefresh);
+        });
   }
   int chunk_rows = 0;
   std::vector<int> identity;
@@ -169,6 +191,7 @@ struct SdmlpTrainer::Impl::Run {
         me, certify ? (n + kRowChunk - 1) / kRowChunk : 0,
         [&](int c) {
           for (int b = c * kRowChunk; b < std::min(n, (c + 1) * kRowChunk); ++b) {
+            if (b + 1 < n) self.certificates.prefetch(self.rows[b + 1].sample, self.weight);
             Row& row = self.rows[b];
             int count;
             if (duplicates[b] ||
@@ -316,7 +339,14 @@ struct SdmlpTrainer::Impl::Run {
     stats.grad_norm = steps ? grad_norm_sum / steps : 0;
     stats.touched = steps ? touched_sum / steps : 0;
     stats.steps = steps;
-    stats.refreshed = static_cast<int64_t>(refreshed);
+    double scored = 0, examined = 0;
+    for (ScratchRow& scratch : self.scratch) {
+      scored += static_cast<double>(scratch.scored);
+      examined += static_cast<double>(scratch.examined);
+      scratch.scored = scratch.examined = 0;
+    }
+    stats.scored = scored / std::max<double>(1.0, static_cast<double>(stats.certified));
+    stats.examined = examined / std::max<double>(1.0, static_cast<double>(stats.certified));
     stats.non_finite = non_finite.load();
   }
 };
@@ -340,10 +370,10 @@ SdmlpStats SdmlpTrainer::train(const SdmlpEpoch& epoch, int threads) {
 
   Impl::Run run(self, epoch, stats, threads);
   run.mark = run.last_poll = now();
+  run.place.assign(epoch.samples, -1);
   if (!self.cfg.exhaustive) {
     self.certificates.bind(epoch.x, epoch.samples);
-    run.refresh = self.certificates.begin_epoch(epoch.order, epoch.count, dense ? self.K : self.last_active);
-    if (!run.refresh.empty()) self.certificates.take_snapshot(self.gaba);
+    self.certificates.begin_epoch(dense ? static_cast<double>(self.K) : self.last_active);
   }
   if (threads > 1) {
     if (!self.pool || self.pool->threads() != threads) self.pool = std::make_unique<ThreadPool>(threads);

@@ -70,6 +70,7 @@ class EpochStats:
         touched: mean number of neurons active anywhere in a batch.
         steps: optimizer steps done; fewer than asked for when the call was interrupted.
         certified, refreshed, scanned: rows proved by certificates, rows scanned ahead to renew them, rows scanned.
+        scored, examined: means per certified row, of the neurons scored and of the bounds looked at.
         seconds: wall-clock seconds per phase.
     """
 
@@ -84,6 +85,8 @@ class EpochStats:
     certified: int = 0
     refreshed: int = 0
     scanned: int = 0
+    scored: float = 0.0
+    examined: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
 
 

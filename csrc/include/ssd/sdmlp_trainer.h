@@ -62,6 +62,7 @@ struct SdmlpStats {
   double active_per_row = 0, touched = 0;                 // means over samples, over steps
   int64_t steps = 0;
   int64_t certified = 0, refreshed = 0, scanned = 0;  // rows
+  double scored = 0, examined = 0;                    // means per certified row: neurons scored, bounds looked at
   double seconds[kPhases] = {};
   bool non_finite = false;  // a score was NaN: the step before it is the last one done
 };
