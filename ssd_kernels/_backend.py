@@ -13,7 +13,7 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 # What exists today: the operations that each compiled backend implements.
 CPU_OPERATIONS: frozenset[str] = frozenset(
-    {"activation_counts", "distill", "gaba_linear", "sdmlp_trainer", "sparse_update", "topk_linear"}
+    {"activation_counts", "distill", "gaba_linear", "sdmlp_trainer", "sparse_linear", "sparse_update", "topk_linear"}
 )
 TRITON_OPERATIONS: frozenset[str] = frozenset()
 CUDA_OPERATIONS: frozenset[str] = frozenset()

@@ -53,7 +53,7 @@ std::unique_ptr<cpu::GabaRows> rows(int dtype, int64_t batch, int64_t inputs, in
 void backward_pairs(int dtype, int64_t batch, int64_t inputs, int64_t neurons, int64_t active, uintptr_t grad,
                     uintptr_t indices, uintptr_t offsets, uintptr_t masked, uintptr_t x, int64_t x_stride,
                     uintptr_t weight, int64_t weight_stride, uintptr_t order, uintptr_t rows, uintptr_t starts,
-                    uintptr_t grad_x, uintptr_t grad_weight, uintptr_t grad_rows, int threads,
+                    uintptr_t grad_x, uintptr_t grad_weight, uintptr_t grad_rows, bool by_tiles, int threads,
                     const std::string& simd) {
   const cpu::SimdLevel level = simd_level(simd);
   const cpu::PairsBackwardParams params{static_cast<cpu::Dtype>(dtype),
@@ -75,6 +75,7 @@ void backward_pairs(int dtype, int64_t batch, int64_t inputs, int64_t neurons, i
                                         pointer<void>(grad_x),
                                         pointer<void>(grad_weight),
                                         pointer<void>(grad_rows),
+                                        by_tiles,
                                         threads};
   py::gil_scoped_release release;
   if (!cpu::pairs_backward(params, level)) throw std::bad_alloc();

@@ -149,6 +149,7 @@ bool backward_by_pairs(const GabaBackwardParams& p, const Pairs& pairs, SimdLeve
                          p.grad_x,
                          p.grad_weight,
                          nullptr,
+                         false,
                          p.threads},
                         simd);
 }
@@ -230,7 +231,7 @@ bool gaba_linear_rows(const GabaLinearParams& params, int64_t* offsets, GabaRows
 bool pairs_backward(const PairsBackwardParams& params, SimdLevel simd) {
   const Level level = pick(simd);
   const int64_t pairs = params.offsets[params.batch];
-  if (pairs && !params.order) {
+  if (params.by_tiles) {
     const Memory dense = to_dense(params);
     if (!dense) return false;
     return backward_by_tiles(

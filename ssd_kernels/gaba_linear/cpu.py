@@ -95,6 +95,6 @@ def rows_backward(
         offsets.data_ptr(), masked.data_ptr(), x.data_ptr(), row_stride(x), weight.data_ptr(), row_stride(weight),
         order.data_ptr(), neurons.data_ptr(), starts.data_ptr(), address(grad_x if need_x else None),
         address(grad_weight if need_weight and not as_rows else None), address(grad_weight if as_rows else None),
-        torch.get_num_threads(), _native.simd_level(),
+        not by_pairs, torch.get_num_threads(), _native.simd_level(),
     )  # fmt: skip
     return grad_x, neurons, grad_weight

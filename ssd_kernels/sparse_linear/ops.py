@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._library import register, register_backward
-from . import reference
+from . import cpu, reference
 
 
 def check_indices(indices: Tensor, width: int) -> None:
@@ -26,6 +26,8 @@ def check_offsets(offsets: Tensor | None, count: int) -> None:
 
 
 def _fwd(values: Tensor, indices: Tensor, offsets: Tensor | None, weight: Tensor, backend: str) -> Tensor:
+    if backend == "cpu":
+        return cpu.forward(values, indices, offsets, weight)
     check_indices(indices, weight.shape[1])
     check_offsets(offsets, values.numel())
     return reference.sparse_linear(values, indices, offsets, weight)
@@ -46,6 +48,12 @@ def _bwd(
     need_weight: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
+    if backend == "cpu":
+        grad_values = values.new_empty(values.shape if need_values else 0)
+        grad_weight = _like_weight(weight) if need_weight else weight.new_empty(0)
+        wanted = (grad_values if need_values else None, grad_weight if need_weight else None)
+        cpu.backward(grad_y, values, indices, offsets, weight, *wanted)
+        return grad_values, grad_weight
     grad_values, grad_weight = reference.sparse_linear_backward(grad_y, values, indices, offsets, weight)
     return (
         grad_values.contiguous() if need_values else values.new_empty(0),
@@ -55,7 +63,7 @@ def _bwd(
 
 def _like_weight(weight: Tensor) -> Tensor:
     """An empty (C, R) tensor, with the columns contiguous where those of the weight are, else the rows."""
-    if weight.stride(0) == 1 and weight.stride(1) != 1:
+    if cpu.columns_adjacent(weight):
         return weight.new_empty(weight.shape[1], weight.shape[0]).t()
     return weight.new_empty(weight.shape)
 

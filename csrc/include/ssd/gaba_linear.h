@@ -65,12 +65,13 @@ struct PairsBackwardParams {
   int64_t x_stride;
   const void* weight;  // (R, D)
   int64_t weight_stride;
-  const int64_t* order;   // pair numbers grouped by neuron, ascending within; null: by dense tiles
+  const int64_t* order;   // pair numbers grouped by neuron, ascending within
   const int64_t* rows;    // (U,) the active neurons
   const int64_t* starts;  // (U + 1) where each begins in order
   void* grad_x;           // (B, D) out, or null
   void* grad_weight;      // (R, D) out, or null
   void* grad_rows;        // (U, D) out, or null
+  bool by_tiles;          // as dense products: order, rows and starts are not needed, grad_rows is null
   int threads;
 };
 bool pairs_backward(const PairsBackwardParams& params, SimdLevel level);

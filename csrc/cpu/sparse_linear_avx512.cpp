@@ -1,0 +1,2 @@
+#define SSD_LEVEL avx512
+#include "sparse_linear.inl"

@@ -1,0 +1,2 @@
+#define SSD_LEVEL generic
+#include "sparse_linear.inl"
