@@ -34,21 +34,29 @@ void score_panel(const T* x, ptrdiff_t size, int64_t rows, const T* w, ptrdiff_t
   }
 }
 
+// A larger copy of a buffer, which is freed; null, and the buffer is kept, when memory runs out.
+SSD_INLINE void* grown(void* buffer, size_t bytes, size_t more) {
+  void* const larger = std::malloc(more);
+  if (!larger) return nullptr;
+  if (bytes) std::memcpy(larger, buffer, bytes);
+  std::free(buffer);
+  return larger;
+}
+
 // Room for `more` further entries.
 template <class S>
 bool reserve(GabaRows::List* list, int64_t more) {
   if (list->count + more <= list->capacity) return true;
-  int64_t capacity = list->capacity * 2;
-  if (capacity < list->count + more) capacity = list->count + more;
-  if (void* values = std::realloc(list->values, static_cast<size_t>(capacity) * sizeof(S)))
-    list->values = values;
-  else
-    return false;
-  if (void* indices = std::realloc(list->indices, static_cast<size_t>(capacity) * sizeof(int32_t)))
-    list->indices = static_cast<int32_t*>(indices);
-  else
-    return false;
-  list->capacity = capacity;
+  const int64_t doubled = list->capacity * 2, least = list->count + more;
+  const size_t used = static_cast<size_t>(list->count),
+               capacity = static_cast<size_t>(doubled < least ? least : doubled);
+  void* const values = grown(list->values, used * sizeof(S), capacity * sizeof(S));
+  if (!values) return false;
+  list->values = values;
+  void* const indices = grown(list->indices, used * sizeof(int32_t), capacity * sizeof(int32_t));
+  if (!indices) return false;
+  list->indices = static_cast<int32_t*>(indices);
+  list->capacity = static_cast<int64_t>(capacity);
   return true;
 }
 
