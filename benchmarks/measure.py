@@ -54,10 +54,11 @@ def interleaved(
             start = time.perf_counter()
             run()
             times[name].append((time.perf_counter() - start) / (steps or {}).get(name, 1))
-    return {name: _timing(samples) for name, samples in times.items()}
+    return {name: timing(samples) for name, samples in times.items()}
 
 
-def _timing(samples: list[float]) -> Timing:
+def timing(samples: list[float]) -> Timing:
+    """Median and quartiles of some seconds."""
     low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
     return Timing(median, low, high, len(samples))
 

@@ -29,6 +29,8 @@ void Certificates::configure(int64_t neurons, int64_t inputs, int64_t k, int64_t
   path_gaba_.assign(2 * neurons, 0.f);
   path_before_.assign(neurons, 0.f);
   mover_place_.assign(neurons, -1);
+  moved_.assign((neurons + 63) / 64, 0);
+  stamp_of_.assign(neurons, 0);
   reset();
 }
 
@@ -108,10 +110,10 @@ void Certificates::choose_movers() {
   if (room <= 0) return;
   std::vector<std::pair<float, int32_t>> moved;
   const float least = 0.02f * gap_;
-  for (int64_t j = 0; j < neurons_; ++j) {
+  for_each_moved([&](int64_t j) {
     const float movement = static_cast<float>(path_[j]) - path_before_[j];
     if (mover_place_[j] < 0 && movement > least) moved.emplace_back(-movement, static_cast<int32_t>(j));
-  }
+  });
   const size_t take = std::min<size_t>(room, moved.size());
   std::partial_sort(moved.begin(), moved.begin() + take, moved.end());
   for (size_t i = 0; i < take; ++i) {
@@ -133,7 +135,8 @@ void Certificates::begin_epoch(double active_per_row) {
     active_ = false;
   }
   if (active_) choose_movers();
-  for (int64_t j = 0; j < neurons_; ++j) path_before_[j] = path_gaba_[2 * j];
+  for_each_moved([&](int64_t j) { path_before_[j] = path_gaba_[2 * j]; });
+  std::fill(moved_.begin(), moved_.end(), uint64_t{0});
 }
 
 std::vector<int64_t> Certificates::expiring(const int64_t* order, int64_t begin, int64_t end) {
@@ -198,7 +201,7 @@ void Certificates::take_snapshot(const std::vector<float>& gaba) {
     taken_ = same_epoch ? taken_ + 1 : 1;
     if (same_epoch) choose_movers();
   }
-  if (base_.empty()) base_.assign(neurons_ * kSnapshots, kNotCounted);
+  if (base_.empty()) base_.resize(neurons_ * kSnapshots);
   newest_ = next_id_ % kSnapshots;
   newest_epoch_ = epoch_;
   Snapshot& snapshot = snapshots_[newest_];
@@ -207,10 +210,7 @@ void Certificates::take_snapshot(const std::vector<float>& gaba) {
   snapshot.delta = snapshot.before = 0;
   snapshot.taken = snapshot.before_rows = rows_;
   float least = 1.f;
-  for (int64_t j = 0; j < neurons_; ++j) {
-    least = std::min(least, gaba[j]);
-    base_[j * kSnapshots + newest_] = mover_place_[j] < 0 ? static_cast<float>(path_[j]) : kNotCounted;
-  }
+  for (int64_t j = 0; j < neurons_; ++j) least = gaba[j] < least ? gaba[j] : least;
   snapshot.gaba_min = least;
 }
 
@@ -426,8 +426,9 @@ void Certificates::record(int64_t sample, const int32_t* index, const float* sco
 }
 
 void Certificates::moved(int64_t neuron, double movement, float gaba, Delta* delta) {
-  const double length = path_[neuron] + movement * kPathGrowth;
+  const double before = path_[neuron], length = before + movement * kPathGrowth;
   path_[neuron] = length;
+  moved_[neuron >> 6] |= uint64_t{1} << (neuron & 63);
   const float path = round_up(length);
   path_gaba_[2 * neuron] = path;
   path_gaba_[2 * neuron + 1] = gaba;
@@ -437,8 +438,17 @@ void Certificates::moved(int64_t neuron, double movement, float gaba, Delta* del
     mover_gaba_[place] = gaba;
   }
   if (length > delta->path_max) delta->path_max = length;
-  if (base_.empty()) return;
-  const float* base = &base_[neuron * kSnapshots];
+  if (newest_ < 0) return;
+  float* base = &base_[neuron * kSnapshots];
+  if (stamp_of_[neuron] < snapshots_[newest_].id) {
+    // Snapshots taken since the neuron last moved: it has stood still, so its length then is the one it had until now.
+    for (int s = 0; s < kSnapshots; ++s) {
+      const Snapshot& snapshot = snapshots_[s];
+      if (snapshot.id <= stamp_of_[neuron]) continue;
+      base[s] = place >= 0 && place < snapshot.movers ? kNotCounted : static_cast<float>(before);
+    }
+    stamp_of_[neuron] = snapshots_[newest_].id;
+  }
   for (int s = 0; s < kSnapshots; ++s) {
     const float drift = path - base[s];
     delta->value[s] = drift > delta->value[s] ? drift : delta->value[s];

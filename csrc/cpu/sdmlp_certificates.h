@@ -93,6 +93,11 @@ class Certificates {
   }
   float need(const Record& record, const Snapshot& snapshot, float threshold) const;
   void choose_movers();
+  template <class Body>
+  void for_each_moved(Body&& body) const {
+    for (size_t w = 0; w < moved_.size(); ++w)
+      for (uint64_t word = moved_[w]; word; word &= word - 1) body(static_cast<int64_t>(w) * 64 + __builtin_ctzll(word));
+  }
   void update_slack();
 
   int64_t neurons_ = 0, inputs_ = 0, k_ = 0, cache_bytes_ = 0;
@@ -105,8 +110,10 @@ class Certificates {
   std::vector<float> path_gaba_;    // (R, 2) path length rounded up, coefficient
   std::vector<float> path_before_;  // (R,) at the start of the epoch
   std::vector<float> base_;         // (R, kSnapshots) path length at each snapshot; huge where not counted
+  std::vector<int32_t> stamp_of_;  // (R,) newest snapshot whose base_ is set
+  std::vector<uint64_t> moved_;    // neurons that moved in this epoch
   Snapshot snapshots_[kSnapshots];
-  int32_t next_id_ = 0;
+  int32_t next_id_ = 1;
   int newest_ = -1;
   int64_t newest_epoch_ = -1, epoch_ = 0;
   int64_t rows_ = 0;  // rows trained so far
