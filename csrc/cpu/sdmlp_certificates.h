@@ -96,7 +96,8 @@ class Certificates {
   template <class Body>
   void for_each_moved(Body&& body) const {
     for (size_t w = 0; w < moved_.size(); ++w)
-      for (uint64_t word = moved_[w]; word; word &= word - 1) body(static_cast<int64_t>(w) * 64 + __builtin_ctzll(word));
+      for (uint64_t word = moved_[w]; word; word &= word - 1)
+        body(static_cast<int64_t>(w) * 64 + __builtin_ctzll(word));
   }
   void update_slack();
 
@@ -110,8 +111,8 @@ class Certificates {
   std::vector<float> path_gaba_;    // (R, 2) path length rounded up, coefficient
   std::vector<float> path_before_;  // (R,) at the start of the epoch
   std::vector<float> base_;         // (R, kSnapshots) path length at each snapshot; huge where not counted
-  std::vector<int32_t> stamp_of_;  // (R,) newest snapshot whose base_ is set
-  std::vector<uint64_t> moved_;    // neurons that moved in this epoch
+  std::vector<int32_t> stamp_of_;   // (R,) newest snapshot whose base_ is set
+  std::vector<uint64_t> moved_;     // neurons that moved in this epoch
   Snapshot snapshots_[kSnapshots];
   int32_t next_id_ = 1;
   int newest_ = -1;

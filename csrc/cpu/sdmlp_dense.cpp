@@ -89,22 +89,23 @@ void SdmlpTrainer::Impl::dense_output_gradient(int which) {
   UpdateChunk& chunk = chunks[which];
   const int64_t size = chunk.end - chunk.begin;
   if (static_cast<int64_t>(chunk.output_gradient.size()) < size * Cp) chunk.output_gradient.resize(size * Cp);
-  std::vector<const float*> m(C);
-  for (int64_t c = 0; c < C; ++c) m[c] = &dense_m[c * D];
-  std::vector<float> scores(C * kScanBlock);
+  std::vector<float> q(dense_q.begin(), dense_q.end());
+  q.resize(Cp, 0.f);
+  const float* w[kScanBlock];
+  const int classes = static_cast<int>((C + 3) / 4 * 4);  // whole tiles: the rows of M past C are 0
   double norm2 = 0;
   for (int64_t j = 0; j < size; j += kScanBlock) {
     const int n = static_cast<int>(std::min<int64_t>(kScanBlock, size - j));
-    kernel.score_block(m.data(), static_cast<int>(C), weight + (chunk.begin + j) * D, n, D, scores.data(), kScanBlock);
+    for (int i = 0; i < n; ++i) w[i] = weight + (chunk.begin + j + i) * D;
+    float* dv = &chunk.output_gradient[j * Cp];
+    kernel.score_block(w, n, dense_m.data(), classes, D, dv, Cp);
     for (int i = 0; i < n; ++i) {
-      const double g = gaba[chunk.begin + j + i];
-      float* dv = &chunk.output_gradient[(j + i) * Cp];
-      for (int64_t c = 0; c < C; ++c) {
-        dv[c] = static_cast<float>(scores[c * kScanBlock + i] - g * dense_q[c]);
-        norm2 += static_cast<double>(dv[c]) * dv[c];
-      }
-      for (int64_t c = C; c < Cp; ++c) dv[c] = 0.f;
+      const float g = gaba[chunk.begin + j + i];
+      float* row = dv + static_cast<int64_t>(i) * Cp;
+      for (int c = 0; c < classes; ++c) row[c] -= g * q[c];
+      for (int c = classes; c < Cp; ++c) row[c] = 0.f;
     }
+    norm2 += kernel.square_norm(dv, static_cast<int64_t>(n) * Cp);
   }
   chunk.norm2 = norm2;
 }
@@ -117,17 +118,18 @@ void SdmlpTrainer::Impl::dense_update(int which, float scale, int64_t batch) {
   std::fill(part.vg.begin(), part.vg.end(), 0.0);
   std::fill(part.vv.begin(), part.vv.end(), 0.f);
   chunk.pull.resize(std::max<size_t>(chunk.pull.size(), kRows * D));
-  float* gradient = chunk.pull.data();
+  float* fresh = chunk.pull.data();
   const float step = cfg.lr * scale;
   for (int64_t j = chunk.begin; j < chunk.end; j += kRows) {
     const int n = static_cast<int>(std::min<int64_t>(kRows, chunk.end - j));
-    kernel.combine(&output[j * Cp], dense_m.data(), n, static_cast<int>(C), Cp, D, gradient);
+    double movement[kRows];
+    kernel.dense_update_rows(&output[j * Cp], dense_m.data(), weight + j * D, n, step, static_cast<int>(C), Cp, D,
+                             fresh, movement);
     for (int r = 0; r < n; ++r) {
-      const double movement = kernel.update_row(weight + (j + r) * D, gradient + r * D, step, D);
       kernel.update_output(&output[(j + r) * Cp], &chunk.output_gradient[(j + r - chunk.begin) * Cp], step, Cp);
       counts[j + r] += batch;
       gaba[j + r] = gaba_of(counts[j + r]);
-      certificates.moved(j + r, movement, 1.f, &chunk.delta);
+      certificates.moved(j + r, movement[r], 1.f, &chunk.delta);
     }
     add_products(part, j, n);
   }

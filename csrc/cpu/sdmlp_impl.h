@@ -96,7 +96,7 @@ struct SdmlpTrainer::Impl {
   Products products;
   std::vector<Products> range_products;  // of each range of neurons
   bool products_valid = false;
-  std::vector<float> dense_m;          // (C, D) G^T X
+  std::vector<float> dense_m;          // (Cp, D) G^T X, rows past C are 0
   std::vector<double> dense_q;         // (C,) G^T I
   int64_t highest_count = 0;           // largest counter
   bool threshold_only = false;         // certificates are kept for thresholds (g = 1), as the all-active phase needs

@@ -39,8 +39,10 @@ struct SdmlpKernels {
   void (*accumulate_four)(const float* const* x, const float* coef, int n, int64_t D, float* sum);
   // w -= step * gradient; clamped at 0; divided by its norm (a zero row stays). Returns ||new - old||.
   double (*update_row)(float* w, const float* gradient, float step, int64_t D);
-  // out[r] (D,) = sum_c v[r * Cp + c] * m[c * D + d] for n <= 4 rows: V_j^T M.
-  void (*combine)(const float* v, const float* m, int n, int C, int Cp, int64_t D, float* out);
+  // The all-active step of n <= 4 rows: w_r -= step sum_c v[r * Cp + c] m[c * D + d], clamped at 0, unit norm.
+  // movement[r] = ||new - old||; fresh (n, D) is scratch.
+  void (*dense_update_rows)(const float* v, const float* m, float* w, int n, float step, int C, int Cp, int64_t D,
+                            float* fresh, double* movement);
   // a (C, D) += sum_r v[r * Cp + c] * w[r * D + d] for n <= 4 rows, r ascending: V W.
   void (*accumulate_product)(const float* v, const float* w, int n, int C, int Cp, int64_t D, float* a);
   // gradient (n,) += twice_coef * importance * (value - anchor).

@@ -64,7 +64,7 @@ SdmlpTrainer::Impl::Impl(const SdmlpConfig& config, float* weight_, float* outpu
   }
   range_products.resize(kUpdateChunks);
   ones.assign(R, 1.f);
-  dense_m.resize(C * D);
+  dense_m.resize(Cp * D);
   dense_q.resize(C);
   certificates.configure(R, D, K, config.exhaustive ? 0 : config.cache_bytes, kernel);
   load_state();
