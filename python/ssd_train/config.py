@@ -66,6 +66,7 @@ class TrainConfig:
     threads: int | None = _option(None, "CPU threads; by default one for small layers, else torch's choice")
     eval_every: int | None = _option(None, "epochs between points of the curves; by default 10 points per task")
     probe_size: int = _option(512, "test samples whose winners the neuron heatmap shows; 0: no heatmap")
+    plots: bool = _option(True, "draw the figures of the run")
     checkpoint_seconds: float = _option(60.0, "seconds between checkpoints; one is also written after every task")
     out: str | None = _option(None, "output folder; by default runs/DATA-METHOD-TIME")
     resume: bool = _option(False, "continue what --out holds")
@@ -73,7 +74,7 @@ class TrainConfig:
 
 
 # Settings that may differ when a run is resumed: they say where and how it runs, not what it computes.
-FREE_ON_RESUME = frozenset({"recipe", "out", "checkpoint_seconds", "seeds", "threads"})
+FREE_ON_RESUME = frozenset({"recipe", "out", "checkpoint_seconds", "seeds", "threads", "plots"})
 
 
 def recipe_names() -> list[str]:

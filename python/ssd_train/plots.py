@@ -11,7 +11,8 @@ import numpy as np
 from .engines import COLUMNS
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib.pyplot, for files only."""
     import matplotlib
 
     matplotlib.use("Agg", force=False)
@@ -20,17 +21,17 @@ def _pyplot() -> Any:
     return plt
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
     """Writes the figure under a temporary name first, so that a crash leaves no half picture."""
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, format=path.suffix[1:], dpi=140)
     os.replace(temporary, path)
-    _pyplot().close(figure)
+    pyplot().close(figure)
 
 
 def accuracy_matrix(results: dict[str, Any], path: Path) -> None:
     """Heatmap: accuracy on task i (column) after task t (row), mean over seeds; i > t is left out, as in tables."""
-    plt = _pyplot()
+    plt = pyplot()
     runs = [[[np.nan if v is None else v for v in row] for row in run["accuracy_matrix"]] for run in results["runs"]]
     matrix = np.mean(np.array(runs, dtype=float), axis=0)
     tasks = len(matrix)
@@ -50,7 +51,7 @@ def accuracy_matrix(results: dict[str, Any], path: Path) -> None:
     seeds = len(runs)
     axes.set_title(f"{_title(results)}\n{seeds} seed{'s' if seeds > 1 else ''}", fontsize=10)
     figure.colorbar(image, ax=axes, shrink=0.85, label="accuracy (TAg)")
-    _save(figure, path)
+    save(figure, path)
 
 
 def task_curves(results: dict[str, Any], histories: list[list[list[float]]], path: Path) -> None:
@@ -59,7 +60,7 @@ def task_curves(results: dict[str, Any], histories: list[list[list[float]]], pat
     Args:
         histories: per seed the points: what `COLUMNS` names, then the accuracy on each task.
     """
-    plt = _pyplot()
+    plt = pyplot()
     points = np.array(histories, dtype=float)
     mean, spread = points.mean(axis=0), points.std(axis=0)
     epochs, tasks = results["config"]["epochs"], len(results["runs"][0]["tasks"])
@@ -91,7 +92,7 @@ def task_curves(results: dict[str, Any], histories: list[list[list[float]]], pat
     left_out = f"; tasks 0 .. {len(shown) - 2} of {tasks}" if len(shown) < len(columns) else ""
     band = f"; mean and standard deviation of {len(histories)} seeds" if len(histories) > 1 else ""
     figure.suptitle(f"{_title(results)}{left_out}{band}", fontsize=11)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _classes(results: dict[str, Any], task: int) -> str:
@@ -109,7 +110,7 @@ def neuron_heatmap(results: dict[str, Any], snapshots: np.ndarray, history: list
         snapshots: (points, R), active probe samples per neuron. history: the points' (task, epoch, ...) of one seed.
         probe: number of probe samples.
     """
-    plt = _pyplot()
+    plt = pyplot()
     epochs = results["config"]["epochs"]
     ends = np.array([task * epochs + epoch for task, epoch, *_ in history], dtype=float)
     starts = np.concatenate([[0.0], ends[:-1]])
@@ -130,7 +131,7 @@ def neuron_heatmap(results: dict[str, Any], snapshots: np.ndarray, history: list
     axes.set_xlabel("epoch (dashed: a new task begins)")
     axes.set_ylabel("neuron index" if bins == neurons else f"neuron index ({bins} groups, the largest share of each)")
     axes.set_title(f"{_title(results)}, seed {results['runs'][0]['seed']}, first hidden layer", fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _title(results: dict[str, Any]) -> str:

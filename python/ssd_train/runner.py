@@ -37,6 +37,25 @@ def run(config: TrainConfig, argv: list[str]) -> int:
     Raises:
         BadInput: something given cannot be used; nothing was changed.
     """
+    with StopSignals() as stop:
+        try:
+            summary = execute(config, argv, stop)
+        except Interrupted:
+            again = f"ssd-train run --resume --out {config.out}"
+            print(f"ssd-train: interrupted, state saved; continue with: {again}", file=sys.stderr)
+            return 128 + stop.received
+    print_summary(summary)
+    print(f"written to {config.out}")
+    return 0
+
+
+def execute(config: TrainConfig, argv: list[str], stop: StopSignals, quiet: bool = False) -> dict[str, Any]:
+    """Trains every seed and writes the run's folder. Returns what results.json holds.
+
+    Raises:
+        BadInput: something given cannot be used; nothing was changed.
+        Interrupted: a signal came; the state is saved.
+    """
     check(config)
     data = datasets.load(config.data)
     datasets.make_tasks(data, datasets.tasks.class_order(data.classes, config.order), config.classes_per_task)
@@ -44,19 +63,12 @@ def run(config: TrainConfig, argv: list[str]) -> int:
     with claimed(Path(config.out), resume=config.resume, overwrite=config.overwrite) as out:
         _same_settings(config, out)
         write_atomic(out / "config.yaml", dump(config).encode())
-        with StopSignals() as stop:
-            try:
-                trainers = _train(config, data, out, stop)
-            except Interrupted:
-                again = f"ssd-train run --resume --out {out}"
-                print(f"ssd-train: interrupted, state saved; continue with: {again}", file=sys.stderr)
-                return 128 + stop.received
-            summary = results.summary(config, data, trainers, argv)
-            results.write(out, summary, trainers)
+        trainers = _train(config, data, out, stop, quiet)
+        summary = results.summary(config, data, trainers, argv)
+        results.write(out, summary, trainers)
+        if config.plots:
             draw(summary, trainers, out / "plots")
-    print_summary(summary)
-    print(f"written to {out}")
-    return 0
+    return summary
 
 
 def _set_threads(config: TrainConfig, data: Dataset) -> None:
@@ -81,9 +93,9 @@ def _same_settings(config: TrainConfig, out: Path) -> None:
             raise BadInput(f"{option}: got {now[name]!r}, allowed is {allowed}")
 
 
-def _train(config: TrainConfig, data: Dataset, out: Path, stop: StopSignals) -> list[Trainer]:
+def _train(config: TrainConfig, data: Dataset, out: Path, stop: StopSignals, quiet: bool) -> list[Trainer]:
     seeds = parse_seeds(config.seeds)
-    with tqdm(unit="epoch", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+    with tqdm(unit="epoch", disable=quiet or not sys.stderr.isatty(), dynamic_ncols=True) as bar:
 
         def report(trainer: Trainer) -> None:
             progress = trainer.progress
@@ -98,7 +110,7 @@ def _train(config: TrainConfig, data: Dataset, out: Path, stop: StopSignals) -> 
         trainers = []
         for seed in seeds:
             trainer = Trainer(config, data, seed, out / f"seed-{seed}", interrupted=stop, report=report)
-            if config.engine != trainer.engine.name and not trainers:
+            if config.engine != trainer.engine.name and not trainers and not quiet:
                 reason = fused_reason(config, trainer.model, trainer.method)
                 bar.write(f"engine: {trainer.engine.name} (the fused engine does not apply: {reason})", file=sys.stdout)
             trainer.fit()

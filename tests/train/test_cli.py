@@ -15,7 +15,7 @@ import torch
 import yaml
 from filelock import FileLock
 from safetensors.torch import save_file
-from ssd_train import cli
+from ssd_train import cli, options
 from ssd_train.config import TrainConfig, parse_seeds, recipe_names
 from ssd_train.errors import BadInput
 
@@ -238,15 +238,15 @@ def test_results_schema(finished):
 def test_config_yaml_repeats_the_run(finished, tmp_path):
     settings = yaml.safe_load((finished / "config.yaml").read_text())
     assert settings["neurons"] == 50
-    config = cli.parse_run(["--config", str(finished / "config.yaml"), "--k", "7"])
+    config = options.parse_run(["--config", str(finished / "config.yaml"), "--k", "7"])
     assert (config.neurons, config.k) == (50, 7)
 
 
 def test_recipe_then_config_then_options(tmp_path):
     (tmp_path / "mine.yaml").write_text("epochs: 7\nk: 3\nrecipe: digits\n")
-    config = cli.parse_run(["--config", str(tmp_path / "mine.yaml"), "--k=4", "--batch_size", "8"])
+    config = options.parse_run(["--config", str(tmp_path / "mine.yaml"), "--k=4", "--batch_size", "8"])
     assert (config.data, config.n_distill, config.epochs, config.k, config.batch_size) == ("digits", 200, 7, 4, 8)
-    assert cli.parse_run(["--data", "digits"]).n_distill == 200, "--data digits selects the recipe"
+    assert options.parse_run(["--data", "digits"]).n_distill == 200, "--data digits selects the recipe"
 
 
 @pytest.mark.parametrize("value, seeds", [("0", [0]), (3, [3]), ("0,1,2", [0, 1, 2]), ("0-4", [0, 1, 2, 3, 4]),
@@ -263,7 +263,7 @@ def test_bad_seeds(value):
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_parses(name):
-    config = cli.parse_run(["--recipe", name])
+    config = options.parse_run(["--recipe", name])
     assert config.recipe == name and config.epochs >= 1
 
 

@@ -74,5 +74,9 @@ class SSD(Method):
         named = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         self.teacher = Teacher.from_tensors(named, trainer.model) if named else None
 
+    def estimator(self) -> str:
+        own = f"{self.config.n_distill} units by frequency over the previous task's data"
+        return own if super().estimator() == "none" else f"{own}; {super().estimator()}"
+
     def fused_terms(self, trainer: Trainer) -> dict[str, Any]:
         return super().fused_terms(trainer) | {"teacher": self.fused_teacher}

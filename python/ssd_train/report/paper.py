@@ -1,0 +1,170 @@
+"""`ssd-train paper X`: trains what X needs, then writes X.md, X.json and, for a figure, X.png and X.pdf."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import data as datasets
+from .. import metrics
+from ..checkpoint import write_atomic
+from ..config import TrainConfig, parse_seeds
+from ..errors import bad
+from ..options import parse, run_parser
+from ..schedule import Job, make_job, run_all
+from ..trainer import Interrupted
+from . import figures
+from .experiments import EXPERIMENTS, Experiment, column_of
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A row in one column: the jobs (one per seed) and their results."""
+
+    row: str
+    column: str
+    paper: float | None
+    jobs: list[Job]
+    results: list[dict[str, Any]]
+
+
+def paper(name: str, data: list[str], seeds: str, out: Path, overrides: dict[str, Any], workers: int,
+          threads: int | None) -> int:  # fmt: skip
+    """Returns the exit code.
+
+    Args:
+        data: one data set per column. overrides: settings that replace the paper's in every row; the title tells them.
+    """
+    if name not in EXPERIMENTS:
+        raise bad("paper", name, ", ".join(EXPERIMENTS))
+    if workers < 0:
+        raise bad("--workers", workers, "0 or more")
+    experiment, numbers = EXPERIMENTS[name], parse_seeds(seeds)
+    columns = {spec: column_of(datasets.load(spec).name) for spec in data}
+    plan = []
+    for spec, column in columns.items():
+        for cell in experiment.cells:
+            settings = _settings(name, cell.settings, spec, overrides)
+            plan.append((cell, column, [make_job(settings, seed, out / "runs", threads) for seed in numbers]))
+    try:
+        found = run_all([job for _, _, jobs in plan for job in jobs], workers)
+    except Interrupted as stop:
+        print("ssd-train: interrupted, every run's state is saved; the same command continues", file=sys.stderr)
+        return 128 + stop.args[0]
+    trained, position = [], 0
+    for cell, column, jobs in plan:
+        trained.append(Trained(cell.row, column, cell.paper.get(column), jobs, found[position : position + len(jobs)]))
+        position += len(jobs)
+    title = _title(experiment, overrides, numbers)
+    cells = _cells(experiment, trained)
+    text = _markdown(experiment, title, cells, trained)
+    write_atomic(out / f"{name}.json", (json.dumps({"title": title, "cells": cells}, indent=1) + "\n").encode())
+    write_atomic(out / f"{name}.md", text.encode())
+    if experiment.kind != "table":
+        figures.draw(experiment.kind, title, trained, out / name)
+    print(text)
+    print(f"written to {out / name}.*")
+    return 0
+
+
+def parse_overrides(epochs: int | None, neurons: int | None, assignments: list[str]) -> dict[str, Any]:
+    """--epochs, --neurons and any `--set name=value`, as settings.
+
+    Raises:
+        BadInput: not of the form name=value, or a name that is no setting.
+    """
+    overrides = {k: v for k, v in (("epochs", epochs), ("neurons", neurons)) if v is not None}
+    for assignment in assignments:
+        name, equals, _ = assignment.partition("=")
+        name = name.replace("-", "_")
+        if not equals or name not in TrainConfig.__dataclass_fields__:
+            raise bad("--set", assignment, "name=value with the name of an option of `ssd-train run`")
+        overrides[name] = vars(parse(run_parser(), [f"--{assignment}"], defaults=False))[name]
+    return overrides
+
+
+def _settings(name: str, settings: dict[str, Any], spec: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """A row's settings on one data set, with the overrides, and with curves as dense as the figure needs."""
+    merged = settings | {"plots": False} | overrides | {"data": spec}
+    if "epochs" in overrides and settings["epochs"] == 200:  # fig6's short run keeps its share
+        merged["epochs"] = max(1, overrides["epochs"] // 10)
+    if name == "fig5":
+        merged.setdefault("eval_every", max(1, min(50, merged["epochs"] // 4)))
+    if name in ("fig6", "fig7", "fig2"):
+        merged.setdefault("eval_every", max(1, merged["epochs"] // 40))
+    return merged
+
+
+def _title(experiment: Experiment, overrides: dict[str, Any], seeds: list[int]) -> str:
+    changed = ", ".join(f"{k} {v}" for k, v in overrides.items())
+    return f"{experiment.title} ({len(seeds)} seed{'s' * (len(seeds) > 1)}{'; changed: ' + changed if changed else ''})"
+
+
+def _cells(experiment: Experiment, trained: list[Trained]) -> list[dict[str, Any]]:
+    if experiment.kind in ("heatmap", "structure", "training"):
+        return figures.cells(experiment.kind, trained)
+    cells = []
+    for item in trained:
+        triple = metrics.triple([run[experiment.metric]["mean"] for run in item.results])
+        if triple["mean"] is not None:
+            column = (
+                item.column if experiment.metric == "accuracy" else f"{item.column}, mean {experiment.metric.upper()}"
+            )
+            cells.append(_cell(item.row, column, triple, len(item.results), item.paper))
+    if experiment.metric == "bwt":
+        cells += _reductions(cells)
+    return cells
+
+
+def _cell(row: str, column: str, triple: dict[str, Any], n: int, paper: float | None) -> dict[str, Any]:
+    return {"row": row, "column": column, "mean": triple["mean"], "std": triple["std"], "n": n, "paper": paper}
+
+
+def _reductions(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Table 3's second column: how much less SSD forgets, relative to SDMLP."""
+    found = []
+    for column in dict.fromkeys(cell["column"] for cell in cells):
+        bwt = {cell["row"]: cell for cell in cells if cell["column"] == column}
+        if {"SDMLP", "SSD"} <= bwt.keys() and bwt["SDMLP"]["mean"]:
+            reduction = 1 - bwt["SSD"]["mean"] / bwt["SDMLP"]["mean"]
+            triple = {"mean": reduction, "std": None}
+            paper = 0.325 if bwt["SSD"]["paper"] is not None else None
+            found.append(
+                _cell("SSD", column.replace("mean BWT", "forgetting reduction"), triple, bwt["SSD"]["n"], paper)
+            )
+    return found
+
+
+def _markdown(experiment: Experiment, title: str, cells: list[dict[str, Any]], trained: list[Trained]) -> str:
+    columns = list(dict.fromkeys(cell["column"] for cell in cells))
+    lines = [f"# {title}", "", "| |" + "".join(f" {c} | paper |" for c in columns), "|---|" + "---|---|" * len(columns)]
+    for row in dict.fromkeys(cell["row"] for cell in cells):
+        line = f"| {row} |"
+        for column in columns:
+            cell = next((c for c in cells if (c["row"], c["column"]) == (row, column)), None)
+            line += f" {_number(cell)} | {'' if cell is None or cell['paper'] is None else cell['paper']} |"
+        lines.append(line)
+    lines += ["", f"Mean +- standard deviation over seeds. {experiment.note}".rstrip(), ""]
+    lines += [
+        "| row | data | method | model | epochs | order | pretraining | KL | estimator | engine | commit | torch |"
+    ]
+    lines += ["|---" * 12 + "|"]
+    for item in trained:
+        run = item.results[0]
+        config, environment = run["config"], run["environment"]
+        lines.append("| " + " | ".join(map(str, (
+            item.row, item.column, run["method"], run["model"], config["epochs"], config["order"],
+            config.get("pretrained") or "none", config["kl"], run["estimator"], environment["engine"],
+            (environment["commit"] or "-")[:10], environment["torch"],
+        ))) + " |")  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _number(cell: dict[str, Any] | None) -> str:
+    if cell is None:
+        return "-"
+    spread = "" if cell["std"] is None else f" +- {cell['std']:.4f}"
+    return f"{cell['mean']:.4f}{spread}"

@@ -1,0 +1,100 @@
+"""Every `ssd-train paper` command on digits at a tiny size, resuming what exists, and over processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from ssd_train import cli
+from ssd_train.report.experiments import EXPERIMENTS, column_of
+
+TINY = ["--epochs", "4", "--neurons", "40", "--set", "batch_size=64", "k=5", "n_distill=20", "probe_size=60"]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """One folder for all commands: what one has trained, the next takes over."""
+    return tmp_path_factory.mktemp("paper")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_command(name, out, capsys):
+    argv = ["paper", name, "--data", "digits", "--seeds", "0,1" if name == "table3" else "0", *TINY]
+    argv += ["classes_per_task=4"] if name == "tiny-imagenet" else []
+    assert cli.main([*argv, "--workers", "0", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    result = json.loads((out / f"{name}.json").read_text())
+    assert set(result) == {"title", "cells"} and "epochs 4" in result["title"] and result["cells"]
+    for cell in result["cells"]:
+        assert set(cell) == {"row", "column", "mean", "std", "n", "paper"}
+        assert isinstance(cell["mean"], float) and cell["n"] >= 1
+        assert cell["row"] in printed and f"{cell['mean']:.4f}" in printed
+    text = (out / f"{name}.md").read_text()
+    assert text in printed and "pretraining" in text and "estimator" in text
+    figures = {p.suffix for p in out.glob(f"{name}.*")} - {".json", ".md"}
+    assert figures == (set() if EXPERIMENTS[name].kind == "table" else {".png", ".pdf"})
+    rows = {cell["row"] for cell in result["cells"]}
+    assert all(any(cell.row in row for row in rows) for cell in EXPERIMENTS[name].cells)
+
+
+def test_finished_runs_are_not_trained_again(out, capsys):
+    argv = ["paper", "fig7", "--data", "digits", "--seeds", "0", *TINY, "--workers", "0", "--out", str(out)]
+    assert cli.main(argv) == 0
+    stamps = {p: p.stat().st_mtime_ns for p in out.glob("runs/*/results.json")}
+    assert cli.main(argv) == 0
+    assert stamps and stamps == {p: p.stat().st_mtime_ns for p in out.glob("runs/*/results.json")}
+
+
+def test_table3_has_the_relative_reduction(out):
+    cells = json.loads((out / "table3.json").read_text())["cells"]
+    bwt = {c["row"]: c["mean"] for c in cells if "mean BWT" in c["column"]}
+    reduction = next(c["mean"] for c in cells if "reduction" in c["column"])
+    assert reduction == pytest.approx(1 - bwt["SSD"] / bwt["SDMLP"])
+
+
+def test_columns_of_the_paper():
+    assert column_of("CIFAR-100 (fine labels)") == "CIFAR-100" and column_of("cifar10_convmixer") == "CIFAR-10"
+    assert column_of("mnist") == "MNIST" and column_of("digits") == "digits"
+    assert column_of("Tiny-ImageNet-200 at 32 x 32") == "Split Tiny-ImageNet-200"
+
+
+def test_processes_and_ctrl_c(tmp_path):
+    """Interrupted in the middle of two runs, the same command goes on and ends as an undisturbed one does."""
+    command = [sys.executable, "-m", "ssd_train.cli", "paper", "table3", "--data", "digits", "--seeds", "0", "--epochs",
+               "60", "--neurons", "200", "--set", "batch_size=8", "checkpoint_seconds=1e9", "--workers", "2",
+               "--threads", "1"]  # fmt: skip
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("runs/*/seed-0/checkpoint/*.safetensors"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stdout + stderr
+    assert stderr.count("\n") == 1 and "the same command continues" in stderr
+    done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    first = json.loads((tmp_path / "table3.json").read_text())["cells"]
+    again = subprocess.run([*command, "--out", str(tmp_path / "whole")], capture_output=True, text=True)
+    assert again.returncode == 0 and json.loads((tmp_path / "whole" / "table3.json").read_text())["cells"] == first
+
+
+@pytest.mark.parametrize("options, words", [
+    (["table9", "--data", "digits"], ["'table9'", "table1"]),
+    (["table1"], ["data"]),
+    (["table1", "--data", "nowhere.npz"], ["--data", "nowhere.npz"]),
+    (["table1", "--data", "digits", "--set", "speed=1"], ["--set", "speed=1"]),
+    (["table1", "--data", "digits", "--neurons", "5"], ["--k", "1 .. 4"]),
+    (["table1", "--data", "digits", "--seeds", "x"], ["--seeds"]),
+])  # fmt: skip
+def test_bad_input(options, words, capsys, tmp_path):
+    assert cli.main(["paper", *options, "--out", str(tmp_path / "out")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and not (tmp_path / "out").exists()
+    for word in words:
+        assert word in captured.err
