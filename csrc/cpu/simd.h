@@ -1,6 +1,7 @@
-// Vectors of one instruction set, for the .inl files: include it with SSD_LEVEL defined as generic, avx2 or avx512
-// (avx512bf16 includes it as avx512). Everything lives in ssd::cpu::<level>, because an inline function or a template
-// of std:: compiled here with AVX-512 could be linked into the plain path: these files use neither.
+// Vectors of one instruction set, for the .inl files: include it with SSD_LEVEL defined as generic, avx2, avx512
+// or avx512bf16, whose vectors and dot products are those of avx512, bitwise. Everything lives in ssd::cpu::<level>,
+// because an inline function or a template of std:: compiled here with AVX-512 could be linked into the plain path:
+// these files use neither.
 //
 // The canonical dot product. Lane l of one accumulator sums x[d] w[d] for d = l, l + W, l + 2W, ... in that order
 // (a fused multiply-add where the set has one, W lanes a vector), and the lanes are added as a tree: l with l + W/2,
@@ -455,6 +456,20 @@ SSD_INLINE void dot_tile(const SX* const (&x)[NX], const SW* const (&w)[NW], ptr
     }
   }
   reduce_add_all<NX * NW>(&sum[0][0], out);
+}
+
+// The canonical dot products of N pairs of rows: out[i] = dot(x[i], w[i], size).
+template <int N, class SX, class SW>
+SSD_INLINE void dot_pairs(const SX* const (&x)[N], const SW* const (&w)[N], ptrdiff_t size, Acc<SX>* out) {
+  using V = Vec<Acc<SX>>;
+  V sum[N];
+  for (V& s : sum) s = V::zero();
+  ptrdiff_t d = 0;
+  for (; d + V::kWidth <= size; d += V::kWidth)
+    for (int i = 0; i < N; ++i) sum[i] = fma(V::load(x[i] + d), V::load(w[i] + d), sum[i]);
+  if (const int rest = static_cast<int>(size - d))
+    for (int i = 0; i < N; ++i) sum[i] = fma(V::load_partial(x[i] + d, rest), V::load_partial(w[i] + d, rest), sum[i]);
+  reduce_add_all<N>(sum, out);
 }
 
 template <class SX, class SW>

@@ -127,27 +127,49 @@ void keep_largest(K* keys, int64_t count, int64_t keep) {
   sort_keys(keys + low, high - low);
 }
 
-// The `need` best of a stream of scores: a buffer that is cut back to them whenever it is full.
+// Up to this many keys are kept sorted; more are collected in a buffer that is cut back now and then.
+constexpr int64_t kSortedKeys = 64;
+
+// The `need` best of a stream of scores.
 template <class T>
 struct TopKeys {
-  Key<T>* keys;
-  int64_t count, need, capacity;  // capacity > need
+  Key<T>* keys;                   // room for capacity_for(need)
+  int64_t count, need, capacity;  // count starts at 0
 
-  // True when the buffer was cut, and the limit may have risen.
-  SSD_INLINE bool push(T score, uint32_t neuron) {
-    keys[count++] = KeyOf<T>::make(score, neuron);
-    if (count < capacity) return false;
-    cut();
-    return true;
+  static int64_t capacity_for(int64_t need) {
+    return need <= kSortedKeys ? need : need + (need < (1 << 20) ? need : 1 << 20);
   }
+
+  // True when the limit may have risen; only then, and later, has it a meaning.
+  SSD_INLINE bool push(T score, uint32_t neuron) {
+    const Key<T> key = KeyOf<T>::make(score, neuron);
+    if (need > kSortedKeys) {
+      keys[count++] = key;
+      if (count < capacity) return false;
+      cut();
+      return true;
+    }
+    int64_t at = count;
+    if (count < need) {
+      ++count;
+    } else {
+      at = need - 1;
+      if (key < keys[at]) return false;
+    }
+    for (; at > 0 && keys[at - 1] < key; --at) keys[at] = keys[at - 1];
+    keys[at] = key;
+    return count == need;
+  }
+  // Leaves the `need` best, in any order.
   void cut() {
     if (count > need) {
       keep_largest(keys, count, need);
       count = need;
     }
   }
-  // The smallest kept score: no later neuron enters with an equal or a smaller one. Only after a cut to `need`.
-  T limit() const {
+  // The smallest kept score: no later neuron enters with an equal or a smaller one.
+  SSD_INLINE T limit() const {
+    if (need <= kSortedKeys) return KeyOf<T>::score(keys[need - 1]);
     Key<T> least = keys[0];
     for (int64_t i = 1; i < need; ++i) least = keys[i] < least ? keys[i] : least;
     return KeyOf<T>::score(least);

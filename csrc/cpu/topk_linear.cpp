@@ -31,6 +31,7 @@ Level pick(SimdLevel level) {
   switch (level) {
 #ifdef SSD_X86
     case SimdLevel::kAvx512Bf16:
+      return SSD_LEVEL_OF(avx512bf16);
     case SimdLevel::kAvx512:
       return SSD_LEVEL_OF(avx512);
     case SimdLevel::kAvx2:
@@ -46,6 +47,7 @@ size_t key_size(Dtype dtype) { return dtype == Dtype::kFloat64 ? 16 : 8; }
 
 constexpr int kRowGrain = 4;  // rows of x are shared out in tiles
 constexpr int64_t kNeuronGrain = 64;
+constexpr int64_t kBatchOfOneBlock = 256;
 constexpr double kWorthThread = 100000.0;  // multiplications that pay for waking a thread
 
 int useful_threads(int threads, double work) {
@@ -69,11 +71,15 @@ bool forward_by_neurons(const TopkLinearParams& params, const Level& level, int 
   std::atomic<bool> ok{true};
   parallel(parts, [&](int part) {
     const Range neurons = split_range(params.neurons, parts, part, kNeuronGrain);
-    const TopkPart share{0, params.batch, neurons.begin, neurons.end,
-                         static_cast<char*>(keys.get()) + part_bytes * part};
-    if (!level.part(params, share)) ok = false;
+    char* const to = static_cast<char*>(keys.get()) + part_bytes * static_cast<size_t>(part);
+    if (!level.part(params, {0, params.batch, neurons.begin, neurons.end, to})) ok = false;
   });
-  return ok && level.merge(params, parts, 0, params.batch, keys.get());
+  if (!ok) return false;
+  parallel(parts, [&](int part) {
+    const Range rows = split_range(params.batch, parts, part);
+    if (!level.merge(params, parts, rows.begin, rows.end, keys.get())) ok = false;
+  });
+  return ok;
 }
 
 }  // namespace
@@ -84,7 +90,8 @@ bool topk_linear_forward(const TopkLinearParams& params, SimdLevel simd) {
   const double work = static_cast<double>(params.batch) * params.neurons * params.inputs;
   const int threads = useful_threads(params.threads, work);
   const int64_t tiles = (params.batch + kRowGrain - 1) / kRowGrain;
-  // By rows where the busiest thread has at most an eighth more than its share; else by neurons, if that is finer.
+  // By rows where the busiest thread has at most an eighth more than its share; else by neurons, if that is finer. The
+  // preselection shares its rounding of W between rows, so it prefers to see all rows of a batch.
   const int64_t busiest = (tiles + threads - 1) / threads * threads;
   const int64_t need = params.k < params.neurons ? params.k + 1 : params.k;
   const bool by_rows =

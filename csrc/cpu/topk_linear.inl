@@ -10,8 +10,11 @@
 #include "ssd/topk_linear.h"
 #include "top_keys.h"
 #include "topk_linear_levels.h"
+#include "topk_linear_preselect.h"
 
 namespace ssd::cpu::SSD_LEVEL {
+
+constexpr int64_t kMostPanel = 2048;  // neurons per scan
 
 // Sizes of one part's blocking.
 struct Blocking {
@@ -20,6 +23,7 @@ struct Blocking {
   int64_t rows;      // of x per block: read from L2, with W once from memory for each block
   int64_t sub;       // of x per scan: in L1
   int64_t panel;     // rows of W per scan: in L2
+  bool preselect;    // bf16 scores first
 };
 
 template <class T>
@@ -27,12 +31,18 @@ Blocking blocking(const TopkLinearParams& p, const TopkPart& part) {
   Blocking b;
   const int64_t bytes = p.inputs * static_cast<int64_t>(sizeof(T));
   b.need = p.k < p.neurons ? p.k + 1 : p.k;
-  b.capacity = b.need + clamp(b.need, 16, 1 << 20);
-  const int64_t by_cache = clamp((256 << 10) / bytes, 32, 256);
+  b.capacity = TopKeys<T>::capacity_for(b.need);
+  b.preselect = false;
+#ifdef __AVX512BF16__
+  b.preselect = sizeof(T) == sizeof(float) && part.row_end - part.row_begin >= kPreselectRows &&
+                p.inputs >= kPreselectInputs && part.neuron_end - part.neuron_begin >= kPreselectNeurons;
+#endif
+  // The plain scan reads x from L2 for every panel; the preselection mostly reads its rounded rows.
+  const int64_t by_cache = b.preselect ? clamp((768 << 10) / bytes, 64, 256) : clamp((256 << 10) / bytes, 32, 256);
   const int64_t by_memory = (8 << 20) / (b.capacity * static_cast<int64_t>(sizeof(Key<T>)));
   b.rows = clamp(clamp(by_memory, kTileX, by_cache) / kTileX * kTileX, kTileX, part.row_end - part.row_begin);
   b.sub = clamp((24 << 10) / bytes / kTileX * kTileX, kTileX, b.rows);
-  b.panel = clamp((384 << 10) / bytes / kTileW * kTileW, 4 * kTileW, 2048);
+  b.panel = clamp((384 << 10) / bytes / kTileW * kTileW, 4 * kTileW, kMostPanel);
   return b;
 }
 
@@ -64,8 +74,8 @@ class Part {
     if (!arena_.ok()) return;
     x_ = arena_.template take<T>(b_.rows * p_.inputs);
     panel_ = arena_.template take<T>(widened() ? b_.panel * p_.inputs : 0);
-    scale_ = arena_.template take<T>(p_.normalize_weight ? b_.panel : 0);
-    shift_ = arena_.template take<T>(p_.bias ? b_.panel : 0);
+    scale_ = arena_.template take<T>(affine_size());
+    shift_ = arena_.template take<T>(affine_size());
     limits_ = arena_.template take<T>((b_.rows + kTileX) * kTileW);
     top_ = arena_.template take<TopKeys<T>>(b_.rows);
     keys_ = arena_.template take<Key<T>>(b_.rows * b_.capacity);
@@ -76,7 +86,21 @@ class Part {
     for (int64_t row = part_.row_begin; row < part_.row_end; row += b_.rows) {
       const int64_t rows = clamp(part_.row_end - row, 1, b_.rows);
       load_block(row, rows);
-      for (int64_t first = part_.neuron_begin; first < part_.neuron_end; first += b_.panel)
+      int64_t first = part_.neuron_begin;
+#ifdef __AVX512BF16__
+      if constexpr (sizeof(T) == sizeof(float)) {
+        if (b_.preselect) {
+          Preselection<S> preselection(rows, p_.inputs);
+          if (!preselection.ok()) return false;
+          preselection.load(x_, rows);
+          scan_panel(first, clamp(b_.panel, 1, kPreselectStart), rows);  // without limits all neurons are candidates
+          first += clamp(b_.panel, 1, kPreselectStart);
+          for (bool pays = true; pays && first < part_.neuron_end; first += kMostPanel)
+            pays = preselect_panel(preselection, first, clamp(part_.neuron_end - first, 1, kMostPanel));
+        }
+      }
+#endif
+      for (; first < part_.neuron_end; first += b_.panel)
         scan_panel(first, clamp(part_.neuron_end - first, 1, b_.panel), rows);
       for (int64_t r = 0; r < rows; ++r) finish(row + r, top_[r]);
     }
@@ -86,11 +110,14 @@ class Part {
  private:
   static constexpr bool widened() { return sizeof(S) != sizeof(T); }
 
+  // Room for the scales or the shifts of a panel, whichever scan it belongs to.
+  static constexpr int64_t affine_size() { return kMostPanel; }
+
   size_t bytes() const {
     using A = Arena;
     return A::size_of<T>(b_.rows * p_.inputs) + A::size_of<T>(widened() ? b_.panel * p_.inputs : 0) +
-           2 * A::size_of<T>(b_.panel) + A::size_of<T>((b_.rows + kTileX) * kTileW) + A::size_of<TopKeys<T>>(b_.rows) +
-           A::size_of<Key<T>>(b_.rows * b_.capacity);
+           2 * A::size_of<T>(affine_size()) + A::size_of<T>((b_.rows + kTileX) * kTileW) +
+           A::size_of<TopKeys<T>>(b_.rows) + A::size_of<Key<T>>(b_.rows * b_.capacity);
   }
 
   void load_block(int64_t row, int64_t rows) {
@@ -107,49 +134,70 @@ class Part {
     for (int64_t i = 0; i < (rows + kTileX) * kTileW; ++i) limits_[i] = everything;
   }
 
-  // The panel in the accumulation type, and its scales and shifts.
+  const S* weight_row(int64_t j) const { return static_cast<const S*>(p_.weight) + j * p_.weight_stride; }
+
+  // The panel in the accumulation type.
   const T* load_panel(int64_t first, int64_t neurons, ptrdiff_t* stride) {
-    const S* weight = static_cast<const S*>(p_.weight) + first * p_.weight_stride;
-    const T* panel;
     if constexpr (widened()) {
-      for (int64_t j = 0; j < neurons; ++j) widen_row(weight + j * p_.weight_stride, panel_ + j * p_.inputs, p_.inputs);
-      panel = panel_;
+      for (int64_t j = 0; j < neurons; ++j) widen_row(weight_row(first + j), panel_ + j * p_.inputs, p_.inputs);
       *stride = p_.inputs;
+      return panel_;
     } else {
-      panel = weight;
       *stride = p_.weight_stride;
+      return weight_row(first);
     }
-    if (p_.normalize_weight)
-      for (int64_t j = 0; j < neurons; ++j) scale_[j] = 1 / guarded_norm(panel + j * *stride, p_.inputs);
-    if (p_.bias)
-      for (int64_t j = 0; j < neurons; ++j) shift_[j] = to_acc(static_cast<const S*>(p_.bias)[first + j]);
-    return panel;
+  }
+
+  void load_affine(int64_t first, int64_t neurons) {
+    for (int64_t j = 0; j < neurons; ++j) {
+      if (p_.normalize_weight) scale_[j] = 1 / guarded_norm(weight_row(first + j), p_.inputs);
+      if (p_.bias) shift_[j] = to_acc(static_cast<const S*>(p_.bias)[first + j]);
+    }
+  }
+  const T* scale() const { return p_.normalize_weight ? scale_ : nullptr; }
+  const T* shift() const { return p_.bias ? shift_ : nullptr; }
+
+  // What a scan calls for each score that passed: enters it, and raises the row's limit when the buffer was cut.
+  auto emitter(int64_t first_row) {
+    T* const limits = limits_ + first_row * kTileW;
+    TopKeys<T>* const top = top_ + first_row;
+    const bool relu = p_.relu;
+    return [limits, top, relu](int row, int64_t neuron, T score) {
+      if (score <= limits[row * kTileW]) return;  // the limit may have risen since the comparison
+      if (top[row].push(relu && score <= 0 ? T{0} : score, static_cast<uint32_t>(neuron))) {
+        const T limit = top[row].limit();
+        for (int j = 0; j < kTileW; ++j) limits[row * kTileW + j] = limit;
+      }
+    };
   }
 
   void scan_panel(int64_t first, int64_t neurons, int64_t rows) {
     ScanBlock<T> block;
     block.w = load_panel(first, neurons, &block.w_stride);
+    load_affine(first, neurons);
     block.x_stride = block.size = p_.inputs;
     block.first = first;
     block.neurons = static_cast<int>(neurons);
-    block.scale = p_.normalize_weight ? scale_ : nullptr;
-    block.shift = p_.bias ? shift_ : nullptr;
+    block.scale = scale();
+    block.shift = shift();
     for (int64_t begin = 0; begin < rows; begin += b_.sub) {
       block.x = x_ + begin * p_.inputs;
       block.rows = static_cast<int>(clamp(rows - begin, 1, b_.sub));
-      T* const limits = block.limits = limits_ + begin * kTileW;
-      TopKeys<T>* const top = top_ + begin;
-      const bool relu = p_.relu;
-      auto emit = [limits, top, relu](int row, int64_t neuron, T score) {
-        if (score <= limits[row * kTileW]) return;  // the limit may have risen within the tile
-        if (top[row].push(relu && score <= 0 ? T{0} : score, static_cast<uint32_t>(neuron))) {
-          const T limit = top[row].limit();
-          for (int j = 0; j < kTileW; ++j) limits[row * kTileW + j] = limit;
-        }
-      };
+      block.limits = limits_ + begin * kTileW;
+      auto emit = emitter(begin);
       scan_block(block, emit);
     }
   }
+
+#ifdef __AVX512BF16__
+  // False when the plain scan is the faster one for these data.
+  bool preselect_panel(Preselection<S>& preselection, int64_t first, int64_t neurons) {
+    load_affine(first, neurons);
+    auto emit = emitter(0);
+    return preselection.scan(weight_row(first), p_.weight_stride, first, neurons, scale(), shift(), limits_, kTileW,
+                             emit);
+  }
+#endif
 
   void finish(int64_t row, TopKeys<T>& top) {
     top.cut();

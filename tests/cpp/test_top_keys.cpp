@@ -52,7 +52,7 @@ void test_selection() {
     sort_keys(kept.data(), keep);
     CHECK(std::equal(kept.begin(), kept.begin() + keep, expected.begin()), "keep %d of %d", keep, count);
 
-    const int capacity = keep + 1 + random.below(40);
+    const int64_t capacity = TopKeys<T>::capacity_for(keep);
     std::vector<Key<T>> buffer(capacity);
     TopKeys<T> top{buffer.data(), 0, keep, capacity};
     T limit = static_cast<T>(NAN);
