@@ -41,7 +41,7 @@ SparseUpdateResult sparse_update(const SparseUpdateParams& params, SimdLevel lev
   std::atomic<bool> ok{true};
   parallel(threads, [&](int part) {
     const Range rows = split_range(params.rows, threads, part);
-    const Memory scratch(std::malloc(static_cast<size_t>(params.inputs + 1) * sizeof(double)));
+    const Memory scratch(std::malloc(static_cast<size_t>(params.inputs + 1) * 2 * sizeof(double)));
     if (scratch)
       run(params, rows.begin, rows.end, scratch.get());
     else

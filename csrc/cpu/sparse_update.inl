@@ -1,54 +1,75 @@
 // w - step * grad, clamped at 0, divided by its norm, for the touched rows; and how far each row moved.
 //
-// Work: three passes over a row that stays in L1. Traffic: each touched row of W read and written once, its gradient
-// read once. Determinism: a row has one owner, and its sums run in kLanes fixed lanes, added in order; sums are fp64,
-// so tiny rows do not underflow and the movement is that of the stored numbers.
+// Work: two passes over a row that stays in L1. Traffic: each touched row of W read and written once, its gradient read
+// once. Determinism: a row has one owner; sums run in fixed lanes and blocks, blocks are added in fp64, and a sum near
+// the ends of the range of fp32 is taken again in fp64: tiny rows are normalised, tiny moves are seen.
 #include "simd.h"
 #include "sparse_update_levels.h"
 
 namespace ssd::cpu::SSD_LEVEL {
 
-constexpr int kLanes = 16;
+constexpr int kLanes = 32;
+constexpr int64_t kBlock = 8 * kLanes;  // sums of so many squares in the accumulation type, sums of those in fp64
 
-SSD_INLINE double add_lanes(const double (&lanes)[kLanes]) {
+template <class T>
+SSD_INLINE double add_lanes(T (&lanes)[kLanes]) {
+  for (int step = kLanes / 2; step > 0; step /= 2)
+    for (int l = 0; l < step; ++l) lanes[l] += lanes[l + step];
+  return static_cast<double>(lanes[0]);
+}
+
+// The sum over a row of value(d) squared, where value(d) is called once per d.
+template <class T, class Value>
+SSD_INLINE double sum_of_squares(int64_t size, Value value) {
   double sum = 0;
-  for (int l = 0; l < kLanes; ++l) sum += lanes[l];
+  for (int64_t begin = 0; begin < size; begin += kBlock) {
+    const int64_t end = size - begin < kBlock ? size : begin + kBlock;
+    T lanes[kLanes] = {};
+    int64_t d = begin;
+    for (; d + kLanes <= end; d += kLanes)
+      for (int l = 0; l < kLanes; ++l) {
+        const T number = value(d + l);
+        lanes[l] += number * number;
+      }
+    for (int l = 0; d + l < end; ++l) {
+      const T number = value(d + l);
+      lanes[l] += number * number;
+    }
+    sum += add_lanes(lanes);
+  }
   return sum;
 }
 
-template <class S, class T>
-void update_row(const SparseUpdateParams& p, S* weight, const S* grad, T* fresh, double* movement) {
+// Whether squares may have been lost below or above the range of fp32.
+SSD_INLINE bool is_extreme(double sum) { return !(sum > 1e-30 && sum < 1e30); }
+
+template <bool kClamp, class S, class T>
+void update_row(const SparseUpdateParams& p, S* __restrict__ weight, const S* __restrict__ grad, T* __restrict__ fresh,
+                T* __restrict__ old, double* movement) {
   const T step = static_cast<T>(p.step);
   const int64_t size = p.inputs;
-  for (int64_t d = 0; d < size; ++d) fresh[d] = to_acc(weight[d]) - step * to_acc(grad[d]);
-  if (p.clamp)
-    for (int64_t d = 0; d < size; ++d) fresh[d] = fresh[d] < 0 ? T{0} : fresh[d];  // NaN stays
+  double squares = sum_of_squares<T>(size, [&](int64_t d) {
+    old[d] = to_acc(weight[d]);
+    T value = old[d] - step * to_acc(grad[d]);
+    if (kClamp) value = value < 0 ? T{0} : value;  // NaN stays
+    return fresh[d] = value;
+  });
+  T inverse = 1;
   if (p.renormalise) {
-    double lanes[kLanes] = {};
-    int64_t d = 0;
-    for (; d + kLanes <= size; d += kLanes)
-      for (int l = 0; l < kLanes; ++l) {
-        const double value = static_cast<double>(fresh[d + l]);
-        lanes[l] += value * value;
-      }
-    for (int l = 0; d + l < size; ++l)
-      lanes[l] += static_cast<double>(fresh[d + l]) * static_cast<double>(fresh[d + l]);
-    const double norm = __builtin_sqrt(add_lanes(lanes));
-    const T inverse = static_cast<T>(1 / (norm < 1e-12 ? 1e-12 : norm));
-    for (d = 0; d < size; ++d) fresh[d] = fresh[d] * inverse;
+    if (is_extreme(squares))
+      squares = sum_of_squares<double>(size, [&](int64_t d) { return static_cast<double>(fresh[d]); });
+    const double norm = __builtin_sqrt(squares);
+    inverse = static_cast<T>(1 / (norm < 1e-12 ? 1e-12 : norm));
   }
-  double lanes[kLanes] = {};
-  const auto store = [&](int64_t d, int lane) {
-    const double old = static_cast<double>(to_acc(weight[d]));
-    from_acc(fresh[d], weight + d);
-    const double moved = static_cast<double>(to_acc(weight[d])) - old;
-    lanes[lane] += moved * moved;
-  };
-  int64_t d = 0;
-  for (; d + kLanes <= size; d += kLanes)
-    for (int l = 0; l < kLanes; ++l) store(d + l, l);
-  for (int l = 0; d + l < size; ++l) store(d + l, l);
-  *movement = __builtin_sqrt(add_lanes(lanes));
+  double moved = sum_of_squares<T>(size, [&](int64_t d) {
+    from_acc(fresh[d] * inverse, weight + d);
+    fresh[d] = to_acc(weight[d]);
+    return fresh[d] - old[d];
+  });
+  if (is_extreme(moved))
+    moved = sum_of_squares<double>(
+        size, [&](int64_t d) { return static_cast<double>(fresh[d]) - static_cast<double>(old[d]); });
+  *movement = __builtin_sqrt(moved);
 }
 
 // Asks for a row that comes next: the rows are scattered, so the processor cannot guess it.
@@ -57,7 +78,7 @@ SSD_INLINE void prefetch_row(const S* row, int64_t size) {
   for (int64_t d = 0; d < size; d += 64 / static_cast<int64_t>(sizeof(S))) __builtin_prefetch(row + d, 1);
 }
 
-template <class S, class T>
+template <bool kClamp, class S, class T>
 void update_rows(const SparseUpdateParams& p, int64_t begin, int64_t end, T* fresh) {
   constexpr int64_t kAhead = 2;
   S* const weight = static_cast<S*>(p.weight);
@@ -67,20 +88,30 @@ void update_rows(const SparseUpdateParams& p, int64_t begin, int64_t end, T* fre
       prefetch_row(weight + p.indices[m + kAhead] * p.weight_stride, p.inputs);
       prefetch_row(grad + (m + kAhead) * p.grad_stride, p.inputs);
     }
-    update_row<S, T>(p, weight + p.indices[m] * p.weight_stride, grad + m * p.grad_stride, fresh, p.movement + m);
+    update_row<kClamp, S>(p, weight + p.indices[m] * p.weight_stride, grad + m * p.grad_stride, fresh, fresh + p.inputs,
+                          p.movement + m);
   }
+}
+
+template <class S, class T>
+void run_rows(const SparseUpdateParams& p, int64_t begin, int64_t end, void* scratch) {
+  T* const fresh = static_cast<T*>(scratch);
+  if (p.clamp)
+    update_rows<true, S>(p, begin, end, fresh);
+  else
+    update_rows<false, S>(p, begin, end, fresh);
 }
 
 void sparse_update_rows(const SparseUpdateParams& params, int64_t begin, int64_t end, void* scratch) {
   switch (params.dtype) {
     case Dtype::kFloat32:
-      return update_rows<float, float>(params, begin, end, static_cast<float*>(scratch));
+      return run_rows<float, float>(params, begin, end, scratch);
     case Dtype::kFloat64:
-      return update_rows<double, double>(params, begin, end, static_cast<double*>(scratch));
+      return run_rows<double, double>(params, begin, end, scratch);
     case Dtype::kBFloat16:
-      return update_rows<BFloat16, float>(params, begin, end, static_cast<float*>(scratch));
+      return run_rows<BFloat16, float>(params, begin, end, scratch);
     case Dtype::kHalf:
-      return update_rows<Half, float>(params, begin, end, static_cast<float*>(scratch));
+      return run_rows<Half, float>(params, begin, end, scratch);
   }
 }
 

@@ -7,7 +7,7 @@ namespace ssd::cpu {
 
 #define SSD_SPARSE_UPDATE_LEVEL(level)                                                                  \
   namespace level {                                                                                     \
-  /* Rows [begin, end) of the touched ones; scratch holds D numbers of the accumulation type. */        \
+  /* Rows [begin, end) of the touched ones; scratch holds 2 D numbers of the accumulation type. */      \
   void sparse_update_rows(const SparseUpdateParams& params, int64_t begin, int64_t end, void* scratch); \
   }
 SSD_SPARSE_UPDATE_LEVEL(generic)

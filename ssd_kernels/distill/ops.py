@@ -63,8 +63,9 @@ def _logits_setup(ctx, inputs, output):
 
 
 def _logits_backward(ctx, scale_ce, scale_kd, *_):
-    grad = torch.ops.ssd_kernels.distill_logits_bwd(scale_ce, scale_kd, *ctx.saved_tensors)
-    return grad, None, None, None, None, None, None
+    # The operation is for a graph of the backward pass itself: there it raises. Else two products are all there is.
+    run = torch.ops.ssd_kernels.distill_logits_bwd if torch.is_grad_enabled() else _logits_bwd
+    return run(scale_ce, scale_kd, *ctx.saved_tensors), None, None, None, None, None, None
 
 
 def _hidden(
@@ -112,7 +113,8 @@ def _hidden_setup(ctx, inputs, output):
 
 
 def _hidden_backward(ctx, scale, _):
-    return torch.ops.ssd_kernels.distill_hidden_bwd(scale, *ctx.saved_tensors, ctx.width), *(None,) * 9
+    run = torch.ops.ssd_kernels.distill_hidden_bwd if torch.is_grad_enabled() else _hidden_bwd
+    return run(scale, *ctx.saved_tensors, ctx.width), *(None,) * 9
 
 
 register_backward(

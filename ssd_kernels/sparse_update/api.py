@@ -9,7 +9,6 @@ from .._backend import resolve
 from . import ops  # noqa: F401  registers the operations
 
 
-@torch.no_grad()
 def sparse_update_(
     weight: Tensor,
     rows: Tensor,
@@ -38,7 +37,8 @@ def sparse_update_(
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
-        movement: (M,) float64, ||new - old|| of the stored values of each row, renormalisation included.
+        movement: (M,) float64, ||new - old|| of the stored values of each row, renormalisation included; to a relative
+            1e-6 where the weight is not float64.
 
     Raises:
         ValueError: a shape, dtype, device or backend that is not allowed; rows that are not strictly ascending or
@@ -50,14 +50,15 @@ def sparse_update_(
         tensor([0.4595], dtype=torch.float64)
     """
     _check(weight, rows, grad_rows)
-    if isinstance(scale, Tensor):
-        if scale.numel() != 1:
-            raise ValueError(f"scale must be a number or a tensor of one element, got {tuple(scale.shape)}")
-        scale = scale.detach().reshape(()).to(device=weight.device, dtype=torch.float64)
-    else:
-        scale = torch.full((), scale, dtype=torch.float64, device=weight.device)
     backend = resolve(backend, "sparse_update", weight.device)
-    return torch.ops.ssd_kernels.sparse_update_(weight, rows, grad_rows, float(lr), scale, clamp, renormalise, backend)
+    factor, number = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
+    if factor is not None:
+        if factor.numel() != 1:
+            raise ValueError(f"scale must be a number or a tensor of one element, got {tuple(factor.shape)}")
+        factor = factor.detach().to(weight.device)
+    return torch.ops.ssd_kernels.sparse_update_(
+        weight.detach(), rows, grad_rows.detach(), float(lr), number, factor, clamp, renormalise, backend
+    )
 
 
 def _check(weight: Tensor, rows: Tensor, grad_rows: Tensor) -> None:

@@ -12,7 +12,7 @@ BAD_ROWS = "rows must be strictly ascending, from 0 to R - 1 = {}"
 
 
 def sparse_update(
-    weight: Tensor, rows: Tensor, grad_rows: Tensor, lr: float, scale: Tensor, clamp: bool, renormalise: bool
+    weight: Tensor, rows: Tensor, grad_rows: Tensor, step: float, clamp: bool, renormalise: bool
 ) -> Tensor:
     """As reference.sparse_update, in place; the movement alone is returned."""
     direct = adjacent(weight)
@@ -20,7 +20,7 @@ def sparse_update(
     movement = torch.empty(rows.shape[0], dtype=torch.float64)
     done = _native.cpu_module()[0].sparse_update(
         DTYPES[weight.dtype], *weight.shape, rows.shape[0], direct.data_ptr(), row_stride(direct), rows.data_ptr(),
-        grad_rows.data_ptr(), row_stride(grad_rows), lr * scale.item(), clamp, renormalise, movement.data_ptr(),
+        grad_rows.data_ptr(), row_stride(grad_rows), step, clamp, renormalise, movement.data_ptr(),
         torch.get_num_threads(), _native.simd_level(),
     )  # fmt: skip
     if not done:

@@ -22,26 +22,29 @@ def _update(
     rows: Tensor,
     grad_rows: Tensor,
     lr: float,
-    scale: Tensor,
+    scale: float,
+    factor: Tensor | None,
     clamp: bool,
     renormalise: bool,
     backend: str,
 ) -> Tensor:
     if backend == "cpu":
-        return cpu.sparse_update(weight, rows, grad_rows, lr, scale, clamp, renormalise)
+        step = lr * scale if factor is None else lr * scale * factor.item()
+        return cpu.sparse_update(weight, rows, grad_rows, step, clamp, renormalise)
     _check_rows(rows, weight.shape[0])
-    new, movement = reference.sparse_update(weight, rows, grad_rows, lr, scale, clamp, renormalise)
+    step = lr * scale if factor is None else lr * scale * factor.double().reshape(())
+    new, movement = reference.sparse_update(weight, rows, grad_rows, step, clamp, renormalise)
     weight.index_copy_(0, rows, new)
     return movement
 
 
-def _update_fake(weight, rows, grad_rows, lr, scale, clamp, renormalise, backend):
+def _update_fake(weight, rows, grad_rows, lr, scale, factor, clamp, renormalise, backend):
     return rows.new_empty(rows.shape, dtype=torch.float64)
 
 
 register(
-    "sparse_update_(Tensor(a!) weight, Tensor rows, Tensor grad_rows, float lr, Tensor scale, bool clamp,"
-    " bool renormalise, str backend) -> Tensor",
+    "sparse_update_(Tensor(a!) weight, Tensor rows, Tensor grad_rows, float lr, float scale, Tensor? factor,"
+    " bool clamp, bool renormalise, str backend) -> Tensor",
     _update,
     _update_fake,
 )

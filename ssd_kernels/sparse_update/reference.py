@@ -11,16 +11,16 @@ SMALLEST_NORM = 1e-12
 
 
 def sparse_update(
-    weight: Tensor, rows: Tensor, grad_rows: Tensor, lr: float, scale: Tensor, clamp: bool, renormalise: bool
+    weight: Tensor, rows: Tensor, grad_rows: Tensor, step: float | Tensor, clamp: bool, renormalise: bool
 ) -> tuple[Tensor, Tensor]:
-    """w - lr * scale * grad, clamped at 0 from below, divided by max(||w||, 1e-12), on the given rows.
+    """w - step * grad, clamped at 0 from below, divided by max(||w||, 1e-12), on the given rows.
 
     Returns:
         The new rows (M, D) of weight's dtype, and how far each moved: (M,) float64, between the stored values.
     """
     old = weight[rows]
     dtype = accumulation_dtype(weight.dtype)
-    new = old.to(dtype) - (lr * scale.to(torch.float64)).to(dtype) * grad_rows.to(dtype)
+    new = old.to(dtype) - torch.as_tensor(step, dtype=torch.float64, device=old.device).to(dtype) * grad_rows.to(dtype)
     if clamp:
         new = torch.relu(new)
     if renormalise:
