@@ -34,7 +34,7 @@ class TrainConfig:
         "cifar100:DIR, tiny-imagenet:DIR or images:DIR",
     )
     recipe: str | None = _option(None, "a packaged set of options; options given beside it win")
-    method: str = _option("ssd", "finetune, joint, sdmlp, ssd, ssd+ewc, ewc, si, mas, l2 or lwf")
+    method: str = _option("ssd", "finetune, joint, sdmlp, ssd, ssd+ewc, ewc, si, mas, l2, lwf, icarl or flymodel")
     model: Literal["sdmlp", "relu"] | None = _option(None, "the network; by default the method's own")
     neurons: int = _option(1000, "R, neurons of a hidden layer")
     layers: int = _option(1, "number of hidden layers")

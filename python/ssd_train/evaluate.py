@@ -14,6 +14,7 @@ from . import metrics
 from .checkpoint import read_tensors
 from .config import from_dict, model_kind
 from .errors import BadInput
+from .methods import METHODS, Method
 from .model import SDMLP, build_model, predict
 
 
@@ -23,6 +24,8 @@ def load_model(path: Path, device: str = "cpu") -> tuple[torch.nn.Module, dict[s
     if "order" not in state or "data" not in state:
         raise BadInput(f"{path}: a checkpoint; expected a model.safetensors")
     config = from_dict(state["config"], str(path))
+    if METHODS[config.method].predict is not Method.predict:
+        raise BadInput(f"{path}: {config.method} predicts with more than its network; its accuracy is in results.json")
     model = build_model(
         model_kind(config), dim=state["data"]["dim"], classes=state["data"]["classes"], neurons=config.neurons,
         layers=config.layers, k=config.k, gaba_switch=state["gaba_switch"], backend="auto",

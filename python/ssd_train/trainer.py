@@ -122,7 +122,7 @@ class Trainer:
             self.method.before_task(self)
             progress.started = True
         self.method.prepare(self)
-        while progress.epoch < self.config.epochs:
+        while progress.epoch < self.method.epochs():
             self._run_epoch()
         self.method.after_task(self)
         self._end_stage()
@@ -164,7 +164,7 @@ class Trainer:
     def _train_accuracy(self) -> float:
         """Accuracy on the stage's own training data, all classes competing; on at most 2048 samples."""
         rows = torch.arange(0, len(self.x), max(1, len(self.x) // 2048))[:2048]
-        return (self.engine.predict(self.x[rows]).argmax(1) == self.y[rows]).double().mean().item()
+        return (self.method.predict(self, self.x[rows]).argmax(1) == self.y[rows]).double().mean().item()
 
     def _structure(self) -> dict[str, float | None]:
         """The structural metrics of the first hidden layer on the probe set; keeps its counts for the heatmap."""
@@ -207,7 +207,7 @@ class Trainer:
     def evaluate(self) -> tuple[list, list, float | None, float | None]:
         """TAg and TAw accuracy of every task's test samples, and both over all samples."""
         begin = time.monotonic()
-        logits = self.engine.predict(self.x_test)
+        logits = self.method.predict(self, self.x_test)
         pairs = [
             metrics.accuracies(logits[rows], self.y_test[rows], classes)
             for rows, classes in zip(self.tasks.test, self.tasks.classes)

@@ -12,6 +12,7 @@ from ssd_train import data
 from ssd_train.config import TrainConfig
 from ssd_train.importance import ESTIMATORS, Quadratic, fisher, sensitivity
 from ssd_train.methods.base import Batch
+from ssd_train.methods.icarl import herd
 from ssd_train.model import SDMLP, ReLUMLP
 from ssd_train.trainer import Interrupted, Trainer
 
@@ -267,3 +268,41 @@ def test_finetune_is_plain_sgd(tmp_path):
 def test_reports_name_the_estimator(estimator, tmp_path):
     trainer = Trainer(config("ewc", estimator=estimator), data.load("digits"), 0, tmp_path)
     assert estimator in trainer.method.estimator() and "beta" in trainer.method.estimator()
+
+
+def test_herding_follows_the_mean():
+    """The first exemplar is the sample nearest the mean, each next one keeps the running mean nearest."""
+    features = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.4, 0.1], [0.0, 1.0], [0.6, -0.9]])
+    chosen, mean = herd(features, 3).tolist(), features.mean(0)
+    for k in range(3):
+        best = min(
+            (i for i in range(5) if i not in chosen[:k]),
+            key=lambda i: (mean - features[[*chosen[:k], i]].mean(0)).norm().item(),
+        )
+        assert chosen[k] == best
+    assert sorted(herd(features, 9).tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_icarl_keeps_exemplars_of_every_class_and_forgets_less(tmp_path):
+    digits = data.load("digits")
+    accuracy = {}
+    for method in ("icarl", "finetune"):
+        trainer = Trainer(config(method, epochs=15), digits, 0, tmp_path / method)
+        trainer.fit()
+        accuracy[method] = trainer.progress.accuracy
+        if method == "icarl":
+            for label, rows in trainer.method.exemplars.items():
+                assert (digits.y_train[rows] == label).all() and 0 < len(rows) <= 2000 // 10
+            assert len(trainer.method.exemplars) == 10
+    assert accuracy["icarl"] > accuracy["finetune"] + 0.2
+
+
+def test_flymodel_learns_in_one_pass(tmp_path):
+    """Top 1 % of the units, weights from 0 towards 1, the order of samples within a class the only randomness left."""
+    trainer = Trainer(config("flymodel", neurons=2000), data.load("digits"), 0, tmp_path)
+    trainer.fit()
+    method = trainer.method
+    code = method.code(trainer.x_test[:10])
+    assert ((code > 0).sum(1) <= 20).all() and (method.projection.sum(1) == 6).all()
+    assert method.weights.min() >= 0 and method.weights.max() <= 1
+    assert trainer.progress.accuracy > 0.6 and trainer.history == []

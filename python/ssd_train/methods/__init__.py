@@ -3,6 +3,8 @@
 from .base import Batch, Loss, Method
 from .ewc import EWC, SSDEWC
 from .finetune import Finetune
+from .flymodel import FlyModel
+from .icarl import ICaRL
 from .joint import Joint
 from .l2 import L2
 from .lwf import LwF
@@ -22,6 +24,8 @@ METHODS: dict[str, type[Method]] = {
     "mas": MAS,
     "l2": L2,
     "lwf": LwF,
+    "icarl": ICaRL,
+    "flymodel": FlyModel,
 }
 
 __all__ = ["METHODS", "Batch", "Loss", "Method"]

@@ -79,6 +79,14 @@ class Method:
     def load_tensors(self, tensors: dict[str, Tensor], trainer: Trainer) -> None:
         """Takes back what `tensors` gave."""
 
+    def epochs(self) -> int:
+        """Epochs per task; a method without gradient steps has none."""
+        return self.config.epochs
+
+    def predict(self, trainer: Trainer, x: Tensor) -> Tensor:
+        """Scores whose largest is the predicted class, for prepared inputs x: (N, D); by default the logits."""
+        return trainer.engine.predict(x)
+
     def fused_terms(self, trainer: Trainer) -> dict[str, Any]:
         """The keyword arguments for SDMLPEngine.train_epoch: `teacher` and `penalty`."""
         return {}

@@ -56,6 +56,7 @@ def _ablation(row: str, value: float | None = None, **changes: Any) -> Cell:
 
 TINY = {"neurons": 10_000, "k": 10, "classes_per_task": 20}
 SSD = MAIN | {"method": "ssd", "neurons": 10_000, "k": 10}
+DENSE = ("EWC", "SI", "LwF", "iCaRL")
 ON_TINY = "Split Tiny-ImageNet-200"
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -109,7 +110,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "tiny-imagenet": Experiment("Appendix A: Split Tiny-ImageNet, ten tasks", [
         Cell("SDMLP", MAIN | TINY | {"method": "sdmlp"}, {ON_TINY: 0.134}),
         Cell("SSD", MAIN | TINY | {"method": "ssd"}, {ON_TINY: 0.250}),
-        *(Cell(name, MAIN | TINY | {"method": name.lower(), "model": "relu"}) for name in ("EWC", "SI", "LwF")),
+        *(Cell(name, MAIN | TINY | {"method": name.lower(), "model": "relu"}) for name in DENSE),
     ], note="Paper: EWC, SI, LwF and iCaRL below 0.085."),
     "resnet": Experiment("Appendix A: ResNet embeddings", [
         Cell("SDMLP", SSD | {"method": "sdmlp"}, {CIFAR10: 0.760}), Cell("SSD", SSD, {CIFAR10: 0.802}),

@@ -158,6 +158,7 @@ def _surface(title: str, trained: list[Trained], path: Path) -> None:
     )
     left.set_xlabel("alpha")
     left.set_ylabel("T")
+    left.set_xticks(alphas)
     left.set_yticks(temperatures)
     left.view_init(elev=28, azim=-125)
     figure.colorbar(surface, ax=left, shrink=0.65, pad=0.1, label="accuracy")
