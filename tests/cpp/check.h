@@ -12,7 +12,7 @@
   do {                                                                     \
     if (!(condition)) {                                                    \
       std::fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #condition); \
-      std::fprintf(stderr, " " __VA_ARGS__);                                \
+      std::fprintf(stderr, " " __VA_ARGS__);                               \
       std::fprintf(stderr, "\n");                                          \
       std::exit(1);                                                        \
     }                                                                      \
