@@ -10,12 +10,13 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from . import __version__
 from .errors import BadInput
-from .options import parse, parse_run
+from .options import PRETRAINING, parse, parse_run
 
 USAGE = """usage: ssd-train COMMAND [options]
 
 commands:
   run      train a method on a sequence of tasks
+  pretrain train an SDMLP on other data, to start from with run --pretrained
   report   compare finished runs in one table
   eval     test the models of a run on data
   paper    reproduce a table or figure of the paper
@@ -26,7 +27,7 @@ ssd-train COMMAND --help lists the options. Exit codes: 0 done, 2 bad input, 130
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code; every expected error is one line on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    commands = {"run": _run, "report": _report, "eval": _eval, "paper": _paper}
+    commands = {"run": _run, "pretrain": _pretrain, "report": _report, "eval": _eval, "paper": _paper}
     try:
         if not argv or argv[0] in ("-h", "--help"):
             print(USAGE)
@@ -52,6 +53,19 @@ def _run(argv: list[str]) -> int:
     from .runner import run
 
     return run(parse_run(argv), ["run", *argv])
+
+
+def _pretrain(argv: list[str]) -> int:
+    """`run` on all classes at once with momentum; `auto` of the GABA switch is 0.4 x samples."""
+    from . import data
+    from .config import check
+    from .runner import run
+
+    config = parse_run(argv, PRETRAINING)
+    check(config)
+    if config.gaba_switch == "auto":
+        config.gaba_switch = 0.4 * len(data.load(config.data).x_train)
+    return run(config, ["pretrain", *argv])
 
 
 def _report(argv: list[str]) -> int:

@@ -56,6 +56,8 @@ class TrainConfig:
     importance_samples: int = _option(2048, "samples per task that importance is measured on; 0: all (ewc, mas)")
     order: str = _option("ordinal", "order of the classes: ordinal, seed:N, numpy:N, or seed (the run's seed)")
     classes_per_task: int = _option(2, "classes per task; the last task takes what is left")
+    pretrained: str | None = _option(None, "model.safetensors of `ssd-train pretrain` to start from")
+    gaba_reset: bool = _option(False, "start from --pretrained without its GABA counters and S")
     seeds: int | str | list[int] = _option("0", "0, 0,1,2 or 0-4; one run each")  # noqa: RUF009
     device: str = _option("cpu", "cpu, cuda or cuda:N")
     dtype: Literal["float32", "float64"] = _option("float32", "floating-point type of weights and inputs")
@@ -152,6 +154,8 @@ def check(config: TrainConfig) -> None:
     estimators = getattr(METHODS[config.method], "estimators", ())
     listed = ", ".join(estimators) or f"nothing: {config.method} has one way"
     need(config.estimator in (None, *estimators), "estimator", listed)
+    need(config.pretrained is None or Path(config.pretrained).is_file(), "pretrained", "an existing model.safetensors")
+    need(config.pretrained is None or model_kind(config) == "sdmlp", "pretrained", "null with a ReLU MLP")
     need(config.classes_per_task >= 1, "classes_per_task", "1 or more")
     need(config.threads is None or config.threads >= 1, "threads", "1 or more")
     need(config.eval_every is None or config.eval_every >= 1, "eval_every", "1 or more")

@@ -14,9 +14,14 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from .config import TrainConfig, read_config, recipe_names, recipe_settings
 from .errors import BadInput
 
+PRETRAINING = {"method": "joint", "model": "sdmlp", "momentum": 0.9, "lr": 0.03, "epochs": 300}
 
-def parse_run(argv: list[str]) -> TrainConfig:
+
+def parse_run(argv: list[str], changed: dict[str, Any] | None = None) -> TrainConfig:
     """The settings of a run. Options win over --config, that over the recipe, that over the defaults.
+
+    Args:
+        changed: defaults that differ from those of `run`, for a command like `pretrain`; they win over the recipe.
 
     Raises:
         BadInput: an option that does not exist, or a value of the wrong kind.
@@ -31,6 +36,7 @@ def parse_run(argv: list[str]) -> TrainConfig:
     saved = Path(out) / "config.yaml" if out is not None else None
     if getattr(given, "resume", False) and saved is not None and saved.exists():
         base, recipe = {k: v for k, v in read_config(saved).items() if k != "out"}, None
+    base |= changed or {}
     try:
         parser.set_defaults(vars(parser.parse_object(base, defaults=False)))
     except (ArgumentError, KeyError, TypeError, ValueError) as error:

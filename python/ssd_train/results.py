@@ -20,6 +20,7 @@ from .config import TrainConfig, as_dict, parse_seeds
 from .data import Dataset
 from .engines import COLUMNS
 from .errors import BadInput
+from .pretrained import describe_pretraining
 from .trainer import Trainer
 
 SUMMARIZED = ("accuracy", "accuracy_taw", "bwt", "forgetting", "fwt")
@@ -62,6 +63,7 @@ def summary(config: TrainConfig, data: Dataset, trainers: list[Trainer], argv: l
         **triples,
         "validation_accuracy": triples["accuracy"],
         "kl": config.kl,
+        "pretraining": describe_pretraining(config),
         "runs": runs,
         "estimator": trainers[0].method.estimator(),
         "environment": environment(config, trainers[0].engine.name, argv),

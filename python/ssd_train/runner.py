@@ -17,6 +17,7 @@ from .config import FREE_ON_RESUME, TrainConfig, as_dict, check, dump, parse_see
 from .data import Dataset
 from .engines import COLUMNS, fused_reason
 from .errors import BadInput
+from .pretrained import read_pretrained
 from .run_folder import StopSignals, claimed
 from .trainer import Interrupted, Trainer
 
@@ -59,6 +60,8 @@ def execute(config: TrainConfig, argv: list[str], stop: StopSignals, quiet: bool
     check(config)
     data = datasets.load(config.data)
     datasets.make_tasks(data, datasets.tasks.class_order(data.classes, config.order), config.classes_per_task)
+    if config.pretrained is not None:
+        read_pretrained(config, data.dim)
     _set_threads(config, data)
     with claimed(Path(config.out), resume=config.resume, overwrite=config.overwrite) as out:
         _same_settings(config, out)

@@ -22,6 +22,7 @@ from .distill import Teacher
 from .engines import COLUMNS, EpochSums, make_engine
 from .methods import METHODS
 from .model import SDMLP, build_model
+from .pretrained import load_pretrained
 
 MAX_HEATMAP_NEURONS = 16_384
 
@@ -84,6 +85,8 @@ class Trainer:
             model_kind(config), dim=data.dim, classes=data.classes, neurons=config.neurons, layers=config.layers,
             k=config.k, gaba_switch=switch, backend=config.backend, dtype=dtype, device=config.device,
         )  # fmt: skip
+        if config.pretrained is not None:
+            load_pretrained(self.model, config)
         self.x_train, self.x_test = (self.prepare_inputs(x) for x in (data.x_train, data.x_test))
         self.y_train, self.y_test = data.y_train.to(config.device), data.y_test.to(config.device)
         step = max(1, len(self.x_test) // max(config.probe_size, 1))

@@ -71,8 +71,8 @@ def cells(kind: str, trained: list[Trained]) -> list[dict[str, Any]]:
             case _:
                 series = {"training accuracy": _column(points, "train_accuracy")}
         tasks = _column(points[0], "task")
-        for name, values in series.items():
-            for task in sorted(set(tasks)):
+        for task in sorted(set(tasks)):
+            for name, values in series.items():
                 if name in ("cosine", "KL") and task == 0:
                     continue
                 inside = values[:, tasks == task]
@@ -189,7 +189,7 @@ def _structure(title: str, item: Trained, path: Path) -> None:
         axes.set_xlim(0, x[-1])
         for border in range(1, int(tasks[-1]) + 1):
             axes.axvline(border * item.results[0]["config"]["epochs"], color="0.6", lw=0.8, ls="--")
-    grid[0].set_ylim(top=1.005)
+    grid[0].ticklabel_format(useOffset=False)
     grid[1].set_ylim(0, 1.02)
     grid[2].set_ylim(bottom=0)
     grid[2].set_xlabel("epoch (dashed: a new task begins)")
@@ -210,7 +210,8 @@ def _training(title: str, trained: list[Trained], path: Path) -> None:
         axes.set_xlabel("epoch")
         axes.set_title(f"{item.results[0]['config']['epochs']} epochs per task", fontsize=10)
     grid.flat[0].set_ylabel("accuracy on the task's training data")
-    grid.flat[-1].legend(fontsize=8, loc="lower right")
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center")
     figure.suptitle(_wrapped(title, 110), fontsize=10)
     plots.save(figure, path)
 

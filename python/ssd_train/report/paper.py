@@ -157,10 +157,15 @@ def _markdown(experiment: Experiment, title: str, cells: list[dict[str, Any]], t
         config, environment = run["config"], run["environment"]
         lines.append("| " + " | ".join(map(str, (
             item.row, item.column, run["method"], run["model"], config["epochs"], config["order"],
-            config.get("pretrained") or "none", config["kl"], run["estimator"], environment["engine"],
+            _pretraining(run), config["kl"], run["estimator"], environment["engine"],
             (environment["commit"] or "-")[:10], environment["torch"],
         ))) + " |")  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _pretraining(run: dict[str, Any]) -> str:
+    found = run.get("pretraining")
+    return "none" if found is None else f"{found['data']}, {found['epochs']} epochs"
 
 
 def _number(cell: dict[str, Any] | None) -> str:
