@@ -10,7 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from . import __version__
 from .errors import BadInput
-from .options import PRETRAINING, parse, parse_run
+from .options import PRETRAINING, parse, parse_run, split_options
 
 USAGE = """usage: ssd-train COMMAND [options]
 
@@ -19,15 +19,21 @@ commands:
   pretrain train an SDMLP on other data, to start from with run --pretrained
   report   compare finished runs in one table
   eval     test the models of a run on data
+  sweep    vary any settings over a grid, a list or at random
+  embed    turn images into embeddings with a frozen extractor
   paper    reproduce a table or figure of the paper
 
 ssd-train COMMAND --help lists the options. Exit codes: 0 done, 2 bad input, 130 or 143 interrupted (state saved)."""
 
 
+SWEEP = "Trains every combination of settings with every seed. All options of `ssd-train run` are taken as well."
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code; every expected error is one line on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    commands = {"run": _run, "pretrain": _pretrain, "report": _report, "eval": _eval, "paper": _paper}
+    commands = {"run": _run, "pretrain": _pretrain, "report": _report, "eval": _eval, "sweep": _sweep}
+    commands |= {"embed": _embed, "paper": _paper}
     try:
         if not argv or argv[0] in ("-h", "--help"):
             print(USAGE)
@@ -104,11 +110,50 @@ def _paper(argv: list[str]) -> int:
     parser.add_argument("--workers", type=int | None, default=None, help="runs at a time; 0: in this process")
     parser.add_argument("--threads", type=int | None, default=None, help="CPU threads of each run")
     options = parse(parser, argv)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = cores if options.workers is None else options.workers
-    threads = options.threads or (max(1, cores // workers) if workers else None)
+    workers, threads = _spread(options.workers, options.threads)
     overrides = parse_overrides(options.epochs, options.neurons, options.set)
     return paper(options.name, options.data, options.seeds, Path(options.out), overrides, workers, threads)
+
+
+def _sweep(argv: list[str]) -> int:
+    """Takes every option of `run` beside its own."""
+    from .report.sweep import sweep
+
+    own = ArgumentParser(prog="ssd-train sweep", exit_on_error=False, description=SWEEP)
+    own.add_argument("--vary", nargs="+", type=str, required=True, help="field=value,value,... or field=low..high")
+    own.add_argument("--mode", type=str, default="grid", help="grid, list or random")
+    own.add_argument("--samples", type=int, default=10, help="combinations that --mode random draws")
+    own.add_argument("--sample-seed", type=int, default=0, help="seed of --mode random")
+    own.add_argument("--workers", type=int | None, default=None, help="runs at a time; 0: in this process")
+    mine, rest = split_options(own, argv)
+    options = parse(own, mine)
+    base = parse_run(rest)
+    workers, threads = _spread(options.workers, base.threads)
+    out = Path(base.out)
+    return sweep(base, options.vary, options.mode, options.samples, options.sample_seed, out, workers, threads)
+
+
+def _embed(argv: list[str]) -> int:
+    from .embed import ALLOWED, embed
+
+    parser = ArgumentParser(prog="ssd-train embed", exit_on_error=False, description="Turns images into embeddings.")
+    parser.add_argument("--data", type=str, required=True, help="images: cifar10:DIR, images:DIR, ...")
+    parser.add_argument("--extractor", type=str, default="convmixer", help=ALLOWED)
+    parser.add_argument("--weights", type=str | None, default=None, help=".safetensors, or a torch state dict")
+    parser.add_argument("--out", type=str, required=True, help="FILE.safetensors, which --data then takes")
+    parser.add_argument("--batch-size", type=int, default=256, help="images at a time")
+    parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--mean", nargs="+", type=float, default=[0.5], help="per channel, of pixels in 0 .. 1")
+    parser.add_argument("--std", nargs="+", type=float, default=[0.5], help="per channel, of pixels in 0 .. 1")
+    o = parse(parser, argv)
+    return embed(o.data, o.extractor, o.weights, Path(o.out), o.batch_size, o.device, o.mean, o.std)
+
+
+def _spread(workers: int | None, threads: int | None) -> tuple[int, int | None]:
+    """Runs at a time, and threads of each: together the cores at hand unless told otherwise."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = cores if workers is None else workers
+    return workers, threads or (max(1, cores // workers) if workers > 0 else None)
 
 
 if __name__ == "__main__":

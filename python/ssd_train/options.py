@@ -101,3 +101,15 @@ def _one_line(message: str, parser: Any) -> str:
     kind = str(getattr(action, "_typehint", "")).replace("typing.", "").replace("<class '", "").replace("'>", "")
     text = f"; {action.help}" if action is not None else ""
     return f"--{name.replace('_', '-')}: got {value!r}, allowed is {kind}{text}"
+
+
+def split_options(parser: ArgumentParser, argv: list[str]) -> tuple[list[str], list[str]]:
+    """The options that `parser` knows, with their values, and all others."""
+    known = {option for action in parser._actions for option in action.option_strings}
+    mine, rest, target = [], [], None
+    for word in argv:
+        name = word.partition("=")[0].replace("_", "-")
+        if name.startswith("-") and not name.lstrip("-")[:1].isdigit():
+            target = mine if name in known else rest
+        (rest if target is None else target).append(word)
+    return mine, rest
