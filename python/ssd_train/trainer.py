@@ -71,7 +71,7 @@ class Trainer:
         self.history: list[list[float]] = []
         self.snapshots: list[Tensor] = []
         self.checkpoints = CheckpointFolder(folder / "checkpoint")
-        self.last_save = time.monotonic()
+        self.last_save = self.begin = time.monotonic()
         self._build(seed)
 
     def _build(self, seed: int) -> None:
@@ -105,14 +105,12 @@ class Trainer:
         Raises:
             Interrupted: stopped by `interrupted`, state saved.
         """
-        begin, spent = time.monotonic(), self._resume()
-        try:
-            if self.progress.initial is None:
-                self.progress.initial, _ = self.evaluate()[:2]
-            while self.progress.stage < len(self.stages):
-                self._run_stage()
-        finally:
-            self.progress.seconds["total"] = spent + time.monotonic() - begin
+        self.begin = time.monotonic()
+        self._resume()
+        if self.progress.initial is None:
+            self.progress.initial, _ = self.evaluate()[:2]
+        while self.progress.stage < len(self.stages):
+            self._run_stage()
         if not self.progress.finished:
             self.progress.finished = True
             self.save_model()
@@ -234,16 +232,18 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint."""
+        self.progress.seconds["total"] += time.monotonic() - self.begin
+        self.begin = time.monotonic()
         state = {"config": as_dict(self.config), "version": __version__, "progress": asdict(self.progress),
                  "sums": asdict(self.sums)}  # fmt: skip
         self.checkpoints.save(self.tensors(), state)
         self.last_save = time.monotonic()
 
-    def _resume(self) -> float:
-        """Takes the newest checkpoint's state, if there is one. Returns the seconds spent before it."""
+    def _resume(self) -> None:
+        """Takes the newest checkpoint's state, if there is one."""
         found = self.checkpoints.load()
         if found is None:
-            return 0.0
+            return
         tensors, state = found
 
         def under(prefix: str) -> dict[str, Tensor]:
@@ -258,7 +258,6 @@ class Trainer:
         self.snapshots = list(tensors["snapshots"]) if "snapshots" in tensors else []
         self.epoch_order = tensors.get("epoch_order")
         self.progress, self.sums = Progress(**state["progress"]), EpochSums(**state["sums"])
-        return self.progress.seconds["total"]
 
     def save_model(self) -> None:
         """Writes model.safetensors: the weights, and in its metadata all that `eval` needs."""
