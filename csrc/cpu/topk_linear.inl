@@ -20,7 +20,7 @@ constexpr int64_t kMostPanel = 2048;  // neurons per scan
 struct Blocking {
   int64_t need;      // kept per row: K + 1, or R where that is less
   int64_t capacity;  // of a row's buffer
-  int64_t rows;      // of x per block: read from L2, with W once from memory for each block
+  int64_t rows;      // of x per block; W is read from memory once per block
   int64_t sub;       // of x per scan: in L1
   int64_t panel;     // rows of W per scan: in L2
   bool preselect;    // bf16 scores first
@@ -37,8 +37,8 @@ Blocking blocking(const TopkLinearParams& p, const TopkPart& part) {
   b.preselect = sizeof(T) == sizeof(float) && part.row_end - part.row_begin >= kPreselectRows &&
                 p.inputs >= kPreselectInputs && part.neuron_end - part.neuron_begin >= kPreselectNeurons;
 #endif
-  // The plain scan reads x from L2 for every panel; the preselection mostly reads its rounded rows.
-  const int64_t by_cache = b.preselect ? clamp((768 << 10) / bytes, 64, 256) : clamp((256 << 10) / bytes, 32, 256);
+  // Blocks larger than L2 still pay: W comes from memory once per block, and x from L3 once per panel.
+  const int64_t by_cache = clamp((768 << 10) / bytes, 64, 256);
   const int64_t by_memory = (8 << 20) / (b.capacity * static_cast<int64_t>(sizeof(Key<T>)));
   b.rows = clamp(clamp(by_memory, kTileX, by_cache) / kTileX * kTileX, kTileX, part.row_end - part.row_begin);
   b.sub = clamp((24 << 10) / bytes / kTileX * kTileX, kTileX, b.rows);

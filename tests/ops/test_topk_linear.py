@@ -328,6 +328,23 @@ def test_no_scores_in_memory() -> None:
     assert float(run.stdout) < 200, f"the peak grew by {run.stdout.strip()} MB"
 
 
+def test_offsets_beyond_32_bits(level: str) -> None:
+    """Rows that lie more than 2**31 elements apart; only the pages that hold them are ever touched."""
+    step = 2**31 + 3
+    far = torch.empty(2 * step + 40, dtype=torch.bfloat16).as_strided((3, 40), (step, 1))
+    near = make(3, 40, dtype=torch.bfloat16, seed=1)
+    far.copy_(near)
+    other = make(20, 40, dtype=torch.bfloat16, seed=2)
+
+    def run(x: torch.Tensor, weight: torch.Tensor, k: int) -> tuple:
+        top = topk_linear(x, weight, k, backend="cpu")
+        options = ("relu", "none", False, True, True, True, "cpu")
+        return *top, *torch.ops.ssd_kernels.topk_linear_bwd(top.values, x, weight, top.values, top.indices, *options)
+
+    for there, here in ((run(far, other, 4), run(near, other, 4)), (run(other, far, 2), run(other, near, 2))):
+        assert all(torch.equal(a, b) for a, b in zip(there, here))
+
+
 # ---- Gradients.
 def gradients(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, k: int, backend: str, **options: object
