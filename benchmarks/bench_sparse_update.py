@@ -1,0 +1,57 @@
+"""sparse_update_ against the dense step: clip, SGD, clamp and renormalise on all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from ssd_kernels import sparse_update_, testing
+
+
+@pytest.mark.parametrize("touched", (300, 1400, 10_000))
+def bench_sparse_update(touched: int, compare: Callable, smoke: bool) -> None:
+    neurons, inputs = (1000, 64) if smoke else (10_000, 256)
+    touched = min(touched, neurons)
+    weight = torch.nn.functional.normalize(testing.make(neurons, inputs, values="uniform"))
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randperm(neurons, generator=generator)[:touched].sort().values
+    grad_rows = 0.01 * testing.make(touched, inputs, seed=1)
+    dense_grad = torch.zeros(neurons, inputs).index_copy_(0, rows, grad_rows)
+    parameter = torch.nn.Parameter(weight.clone())
+    optimizer = torch.optim.SGD([parameter], lr=0.05)
+
+    def dense() -> None:
+        parameter.grad = dense_grad.clone()  # clipping writes to it
+        torch.nn.utils.clip_grad_norm_([parameter], 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            parameter.clamp_(min=0)
+            parameter.div_(torch.linalg.vector_norm(parameter, dim=1, keepdim=True).clamp_min_(1e-12))
+
+    def sparse() -> None:
+        norm = torch.linalg.vector_norm(grad_rows, dtype=torch.float64)
+        scale = torch.clamp(1.0 / (norm + 1e-6), max=1.0)
+        sparse_update_(weight, rows, grad_rows, lr=0.05, scale=scale)
+
+    def gate() -> None:
+        dense()
+        sparse()
+        torch.testing.assert_close(weight, parameter.detach(), atol=1e-6, rtol=0)
+
+    compare(
+        f"sparse_update_, R {neurons}, D {inputs}, {touched} rows touched, fp32",
+        {
+            "dense: clip, SGD, clamp, renormalise": dense,
+            "sparse: norm, sparse_update_": sparse,
+            "sparse_update_ alone": lambda: sparse_update_(weight, rows, grad_rows, lr=0.05),
+        },
+        baseline="dense: clip, SGD, clamp, renormalise",
+        gate=gate,
+        targets={"sparse: norm, sparse_update_": ("dense: clip, SGD, clamp, renormalise", 20.0)}
+        if touched == 300
+        else None,
+        seconds=5,
+        rounds=200,
+    )
