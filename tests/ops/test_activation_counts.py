@@ -26,14 +26,15 @@ def forms(h, k):
         yield TopK(top.values, top.indices.to(torch.int32), top.values[:, -1])
 
 
-@pytest.mark.parametrize("values", ("normal", "ties", "zeros", "negative", "nan", "inf", "negative_inf", "denormal"))
+@pytest.mark.parametrize("values", testing.VALUES)
 @pytest.mark.parametrize("dtype", testing.DTYPES, ids=id_of)
 @pytest.mark.parametrize("shape", testing.SHAPES, ids=id_of)
 def test_counts_are_exact(shape, dtype, values, backend):
-    h = make(shape.b, shape.r, values=values, dtype=dtype)
-    for active in forms(h, shape.r):
-        counts = activation_counts(active, shape.r, backend=backend)
-        assert counts.dtype == torch.int64 and torch.equal(counts, counted(h))
+    for scale in testing.SCALES:
+        h = make(shape.b, shape.r, values=values, dtype=dtype, scale=scale)
+        for active in forms(h, shape.r):
+            counts = activation_counts(active, shape.r, backend=backend)
+            assert counts.dtype == torch.int64 and torch.equal(counts, counted(h))
 
 
 @pytest.mark.parametrize("layout", testing.LAYOUTS)

@@ -1,5 +1,6 @@
 """distill_loss: every contract, on the reference and on every native kernel."""
 
+import itertools
 import math
 
 import pytest
@@ -129,6 +130,32 @@ def test_every_dtype_is_as_accurate_as_its_storage(dtype, student, backend):
     for a, b in zip(gradients(got.loss, logits, z), gradients(gold[0], *wide)):
         assert a.dtype == dtype
         assert_accurate(a, b, b.to(dtype), tol=1e-17 if dtype == torch.float64 else None)
+
+
+@pytest.mark.parametrize("shape", testing.SHAPES, ids=id_of)
+def test_the_case_tables(shape, backend):
+    """Every kind of value, scale, dtype and layout: D classes, K selected units of R, dense and as rows."""
+    units = torch.randperm(shape.r, generator=torch.Generator().manual_seed(0))[: shape.k]
+    labels = torch.randint(0, shape.d, (shape.b,), generator=torch.Generator().manual_seed(0))
+    turn = itertools.count()
+    for values in testing.VALUES:
+        for scale in testing.SCALES:
+            case = next(turn)
+            options = {"values": values, "scale": scale, "dtype": testing.DTYPES[case % 4]}
+            options["layout"] = testing.LAYOUTS[case % 5]
+            z, t = (make(shape.b, shape.r, seed=seed, **options) for seed in (1, 2))
+            logits, q = (make(shape.b, shape.d, seed=seed, **options) for seed in (3, 4))
+            gold = oracle(logits, labels, z, q, t, units, shape.r)
+            for kind in ("dense", "rows"):
+                active = (as_kind(z, kind), q, as_kind(t, kind))
+                got = distill_loss(logits, labels, *active, units=units, backend=backend)
+                for a, g in zip(got, gold):
+                    if shape.b == 0:
+                        assert a == 0
+                    elif torch.isfinite(g):
+                        torch.testing.assert_close(a.double(), g, rtol=1e-6, atol=1e-9)
+                    else:
+                        assert not torch.isfinite(a)
 
 
 @pytest.mark.parametrize("student, teacher", [("rows", "rows"), ("topk", "rows"), ("dense", "dense")])

@@ -77,6 +77,13 @@ def test_forward_is_accurate(shape, dtype, kind, backend):
             assert_accurate(h, gold, low, tol=slack(x, weight, gold))
 
 
+@pytest.mark.parametrize("shape", [shape for shape in testing.SHAPES if shape.k == shape.r], ids=id_of)
+def test_as_many_winners_as_neurons_are_refused(shape, backend):
+    x, weight = inputs(shape)
+    with pytest.raises(ValueError, match=f"k must be from 1 to R - 1 = {shape.r - 1}, got {shape.k}"):
+        gaba_linear(x, weight, shape.k, torch.ones(shape.r), backend=backend)
+
+
 @pytest.mark.parametrize("kind", COEFFICIENTS)
 @pytest.mark.parametrize("dtype", testing.DTYPES, ids=id_of)
 @pytest.mark.parametrize("shape", SHAPES, ids=id_of)

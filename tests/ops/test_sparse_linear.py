@@ -13,11 +13,11 @@ OPERATION = "sparse_linear"
 CLASSES = 13
 
 
-def activations(shape, kind="topk", dtype=torch.float32, values="normal", layout="contiguous"):
+def activations(shape, kind="topk", dtype=torch.float32, values="normal", layout="contiguous", scale=1.0):
     """Top-K activations of a shape, or rows that own 0 to K of the entries."""
     generator = torch.Generator().manual_seed(testing.seed_of(shape, kind))
     indices = torch.rand(shape.b, shape.r, generator=generator).argsort(1)[:, : shape.k].to(torch.int32)
-    entries = make(shape.b, shape.k, values=values, dtype=dtype, layout=layout)
+    entries = make(shape.b, shape.k, values=values, dtype=dtype, layout=layout, scale=scale)
     if kind == "topk":
         return TopK(entries, testing.lay_out(indices, layout) if layout == "transposed" else indices, entries.sum(-1))
     counts = torch.randint(0, shape.k + 1, (shape.b,), generator=generator)
@@ -56,6 +56,17 @@ def test_forward_and_backward_are_accurate(shape, dtype, kind, backend):
             lows = reference.sparse_linear_backward(grad, active.values, active.indices, offsets, weight)
             for kernel, gold, low in zip(got[1:], golds, lows):
                 assert_accurate(kernel, gold, low)
+
+
+@pytest.mark.parametrize("shape", testing.SHAPES, ids=id_of)
+def test_every_kind_of_value_and_scale(shape, backend):
+    for values in testing.VALUES:
+        for scale in testing.SCALES:
+            active = activations(shape, "rows", values=values, scale=scale)
+            weight = make(CLASSES, shape.r, seed=1)
+            gold = reference.sparse_linear(active.values.double(), active.indices, active.offsets, weight.double())
+            low = reference.sparse_linear(active.values, active.indices, active.offsets, weight)
+            assert_accurate(sparse_linear(active, weight, backend=backend), gold, low)
 
 
 @pytest.mark.parametrize("kind", ("topk", "rows"))

@@ -1,5 +1,7 @@
 """sparse_update_: every contract, on the reference and on every native kernel."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -48,6 +50,25 @@ def test_update_is_accurate_and_movement_is_that_of_the_stored_rows(size, dtype,
         torch.testing.assert_close(movement, moved[rows], atol=1e-300, rtol=1e-12 if dtype == torch.float64 else 1e-6)
         if clamp:
             assert (weight[rows] >= 0).all()
+
+
+@pytest.mark.parametrize("shape", testing.SHAPES, ids=id_of)
+def test_the_case_tables(shape, backend):
+    """Every kind of value, scale, dtype and layout, on K rows of an (R, D) weight."""
+    rows = torch.randperm(shape.r, generator=torch.Generator().manual_seed(0))[: shape.k].sort().values
+    turn = itertools.count()
+    for values in testing.VALUES:
+        for scale in testing.SCALES:
+            case = next(turn)
+            dtype, layout = testing.DTYPES[case % 4], testing.LAYOUTS[case % 5]
+            grad = make(shape.k, shape.d, values=values, scale=scale, dtype=dtype, layout=layout, seed=1)
+            written = "contiguous" if layout == "expanded" else layout
+            weight = make(shape.r, shape.d, values=values, dtype=dtype, layout=written)
+            options = {"clamp": case % 2 == 0, "renormalise": case % 3 > 0}
+            gold, _ = expected_of(weight, rows, grad, torch.float64, **options)
+            low, _ = expected_of(weight, rows, grad, dtype, **options)
+            sparse_update_(weight, rows, grad, lr=0.05, scale=0.7, backend=backend, **options)
+            assert_accurate(weight, gold, low)
 
 
 def test_it_is_the_dense_step_up_to_rounding(backend):
