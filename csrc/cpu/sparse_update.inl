@@ -75,12 +75,12 @@ void update_row(const SparseUpdateParams& p, S* __restrict__ weight, const S* __
 // Asks for a row that comes next: the rows are scattered, so the processor cannot guess it.
 template <class S>
 SSD_INLINE void prefetch_row(const S* row, int64_t size) {
-  for (int64_t d = 0; d < size; d += 64 / static_cast<int64_t>(sizeof(S))) __builtin_prefetch(row + d, 1);
+  for (int64_t d = 0; d < size; d += 64 / static_cast<int64_t>(sizeof(S))) __builtin_prefetch(row + d);
 }
 
 template <bool kClamp, class S, class T>
 void update_rows(const SparseUpdateParams& p, int64_t begin, int64_t end, T* fresh) {
-  constexpr int64_t kAhead = 2;
+  constexpr int64_t kAhead = 4;
   S* const weight = static_cast<S*>(p.weight);
   const S* const grad = static_cast<const S*>(p.grad);
   for (int64_t m = begin; m < end; ++m) {
