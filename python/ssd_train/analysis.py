@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .model import SDMLP
 
-MAX_GRAPH = 2000
+MAX_GRAPH = 500  # shortest paths cost its cube
 
 
 @dataclass
@@ -82,7 +82,7 @@ def row_cosine(teacher: Tensor, student: Tensor, units: Tensor) -> float:
 def path_length(model: SDMLP, x: Tensor) -> float | None:
     """Average shortest path between connected neurons of the co-activation graph.
 
-    Two neurons are joined when a sample activates both. Of more than 2000 active neurons the most frequent are taken.
+    Two neurons are joined when a sample activates both. Of more than 500 active neurons the most frequent are taken.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import shortest_path

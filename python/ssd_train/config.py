@@ -50,6 +50,15 @@ class TrainConfig:
     temperature: float = _option(8.0, "T of the distillation (ssd)")
     n_distill: int = _option(1000, "n, distilled neurons per hidden layer, clamped to K .. R (ssd)")
     kl: Literal["forward", "reverse"] = _option("forward", "forward: KL(teacher || student); reverse: as Eq. 2-3 print")
+    hidden: Literal["activations", "scores"] = _option("activations", "what the hidden distillation compares (ssd)")
+    frequency: Literal["eval", "last_epoch"] = _option("eval", "where activity is counted: a pass after the task, or "
+                                                       "its last epoch's steps (ssd)")  # fmt: skip
+    rank: Literal["frequency", "entropy"] = _option("frequency", "distilled neurons: most frequent, or active ones "
+                                                    "of least entropy (ssd)")  # fmt: skip
+    old_classes_only: bool = _option(False, "distil the logits of classes seen before only (ssd)")
+    validation: float = _option(
+        0.0, "share of the training data held out by class and tested on instead of the test set"
+    )
     coef: float | None = _option(None, "weight of a penalty; by default what the SDMLP paper used on CIFAR")
     beta: float | None = _option(None, "factor of the logits where importance is measured (ewc, si, mas)")
     estimator: str | None = _option(None, "how importance is estimated; ewc: batch-argmax, sample-true, exact, ...")
@@ -148,6 +157,8 @@ def check(config: TrainConfig) -> None:
     need(0 <= config.lam <= 1, "lam", "0 .. 1")
     need(math.isfinite(config.temperature) and config.temperature > 0, "temperature", "a positive number")
     need(config.n_distill >= 1, "n_distill", "1 or more")
+    need(0 <= config.validation < 1, "validation", "0 or more, below 1")
+    need(config.hidden == "activations" or config.layers == 1, "hidden", "activations with more than one hidden layer")
     need(config.coef is None or (math.isfinite(config.coef) and config.coef >= 0), "coef", "0 or more")
     need(config.beta is None or (math.isfinite(config.beta) and config.beta > 0), "beta", "a positive number")
     need(config.importance_samples >= 0, "importance_samples", "0 or more")

@@ -11,9 +11,22 @@ from ssd_kernels import Rows
 from .model import SDMLP, frozen_copy
 
 
-def select_units(counts: list[Tensor], n: int, k: int) -> list[Tensor]:
-    """J per hidden layer: the n neurons most often active, ties to the lowest index; n is clamped to K .. R."""
-    return [ssd_kernels.top_n(c, min(max(n, k), len(c))).sort().values for c in counts]
+def select_units(counts: list[Tensor], n: int, k: int, samples: int = 0, rank: str = "frequency") -> list[Tensor]:
+    """J per hidden layer, ascending: n neurons, ties to the lowest index; n is clamped to K .. R.
+
+    `frequency` takes those most often active. `entropy` takes those of least entropy (Eq. 1) among the active ones,
+    p = count / samples; where there are fewer than n of them, silent neurons follow.
+    """
+    chosen = []
+    for c in counts:
+        size = min(max(n, k), len(c))
+        if rank == "frequency":
+            chosen.append(ssd_kernels.top_n(c, size).sort().values)
+            continue
+        p = c.double() / samples
+        entropy = torch.where(c > 0, torch.special.entr(p) + torch.special.entr(1 - p), torch.inf)
+        chosen.append(entropy.sort(stable=True).indices[:size].sort().values)
+    return chosen
 
 
 class Teacher:
@@ -28,10 +41,14 @@ class Teacher:
         self.model, self.units = frozen_copy(model), [u.clone() for u in units]
         self.logits: Tensor = torch.empty(0)
         self.hidden: list[Rows] = []
+        self.scores: Tensor = torch.empty(0)
 
     @torch.no_grad()
-    def evaluate(self, x: Tensor, batch_size: int = 1024) -> None:
-        """Computes logits and selected activations of the prepared inputs x: (N, D). The counters stay as they are."""
+    def evaluate(self, x: Tensor, batch_size: int = 1024, scores: bool = False) -> None:
+        """Computes logits and selected activations of the prepared inputs x: (N, D). The counters stay as they are.
+
+        With `scores` also the first layer's scores of J before inhibition, (N, n).
+        """
         logits, parts = [], []
         for part in x.split(batch_size):
             output = self.model(part, normalized=True)
@@ -39,6 +56,7 @@ class Teacher:
             layers = zip(output.hidden, self.units, self.model.weights)
             parts.append([_only(hidden, units, len(weight)) for hidden, units, weight in layers])
         self.logits = torch.cat(logits)
+        self.scores = x @ self.model.weights[0][self.units[0]].T if scores else self.scores
         self.hidden = [_concatenate([layers[i] for layers in parts]) for i in range(len(self.units))]
 
     def batch(self, rows: Tensor) -> tuple[Tensor, list[Rows]]:

@@ -197,7 +197,7 @@ def fused_reason(config: TrainConfig, model: nn.Module, method: Method) -> str:
     if len(model.weights) > 1:
         return "it trains one hidden layer"
     if not method.fused:
-        return f"it does not know the method {config.method}"
+        return f"it does not know the method {config.method} with these options"
     if config.dtype != "float32" or config.max_grad_norm is None:
         return "it trains float32 with a clipped gradient"
     return missing_reason("cpu", "sdmlp_trainer", torch.device(config.device))

@@ -47,7 +47,10 @@ def evaluate(path: Path, spec: str | None, device: str) -> int:
     for file in paths:
         model, state = load_model(file, device)
         name = spec or state["config"]["data"]
-        data = loaded.setdefault(name, datasets.load(name)) if name not in loaded else loaded[name]
+        share = 0.0 if spec else state["config"].get("validation", 0.0)
+        if name not in loaded:
+            loaded[name] = datasets.load(name).held_out(share) if share else datasets.load(name)
+        data = loaded[name]
         expected = (state["data"]["dim"], state["data"]["classes"])
         if (data.dim, data.classes) != expected:
             raise BadInput(f"--data: {name} has {data.dim} values and {data.classes} classes, "

@@ -59,6 +59,8 @@ def execute(config: TrainConfig, argv: list[str], stop: StopSignals, quiet: bool
     """
     check(config)
     data = datasets.load(config.data)
+    if config.validation:
+        data = data.held_out(config.validation)
     datasets.make_tasks(data, datasets.tasks.class_order(data.classes, config.order), config.classes_per_task)
     if config.pretrained is not None:
         read_pretrained(config, data.dim)

@@ -134,6 +134,7 @@ class Trainer:
         if self.epoch_order is None:
             self.epoch_order = torch.randperm(len(self.x), generator=self.generator)
             self.sums = EpochSums()
+            self.method.before_epoch(self)
         rest = self.epoch_order[progress.position :]
         progress.position += self.engine.train_epoch(rest, self.sums, self.interrupted)
         progress.seconds["train"] += time.monotonic() - begin

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from ssd_train import data
 from ssd_train.config import TrainConfig
-from ssd_train.importance import ESTIMATORS, Quadratic, fisher, sensitivity
+from ssd_train.distill import select_units
+from ssd_train.importance import ESTIMATORS, Quadratic, fisher, layers_of, sensitivity
 from ssd_train.methods.base import Batch
 from ssd_train.methods.icarl import herd
 from ssd_train.model import SDMLP, ReLUMLP
@@ -306,3 +307,94 @@ def test_flymodel_learns_in_one_pass(tmp_path):
     assert ((code > 0).sum(1) <= 20).all() and (method.projection.sum(1) == 6).all()
     assert method.weights.min() >= 0 and method.weights.max() <= 1
     assert trainer.progress.accuracy > 0.6 and trainer.history == []
+
+
+def second_task(tmp_path, **changes):
+    """An SSD trainer at the beginning of its second task, one epoch's step away from its teacher."""
+    trainer = Trainer(config("ssd", **changes), data.load("digits"), 0, tmp_path)
+    prepare = trainer.method.prepare
+
+    def stop(trainer):
+        prepare(trainer)
+        if trainer.progress.stage == 1:
+            raise Interrupted
+
+    trainer.method.prepare = stop
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    with torch.no_grad():
+        trainer.model.weights[0].add_(0.05 * torch.rand_like(trainer.model.weights[0]))
+        trainer.model.project()
+    rows = torch.arange(30)
+    return trainer, Batch(trainer.x[rows], trainer.y[rows], rows)
+
+
+def distillation(z, q, temperature=8.0):
+    log_q, log_z = (q / temperature).log_softmax(1), (z / temperature).log_softmax(1)
+    return temperature**2 * (log_q.exp() * (log_q - log_z)).sum(1).mean()
+
+
+@pytest.mark.parametrize("options", [{}, {"hidden": "scores"}, {"old_classes_only": True}, {"kl": "reverse"}], ids=str)
+def test_ssd_loss_and_its_options(options, tmp_path):
+    trainer, batch = second_task(tmp_path, dtype="float64", **options)
+    model, teacher = trainer.model, trainer.method.teacher
+    units, w, v = teacher.units[0], model.weights[0], teacher.model.weights[0]
+    logits, taught = model(batch.x, normalized=True).logits, teacher.model(batch.x, normalized=True).logits
+    if options.get("hidden") == "scores":
+        hidden, target = batch.x @ w[units].T, batch.x @ v[units].T
+    else:
+        hidden, target = layers_of(model, batch.x)[0].z[:, units], layers_of(teacher.model, batch.x)[0].z[:, units]
+    old = slice(0, 4) if "old_classes_only" in options else slice(None)
+    kd = distillation
+    if "kl" in options:
+        kd = lambda z, q: distillation(q, z)  # noqa: E731
+    wanted = 0.7 * F.cross_entropy(logits, batch.y)
+    wanted = wanted + 0.3 * (0.1 * kd(hidden, target) + 0.9 * kd(logits[:, old], taught[:, old]))
+    loss = trainer.method.loss(model, batch)
+    assert loss.total.item() == pytest.approx(wanted.item(), rel=1e-9)
+    parameters = list(model.parameters())
+    for a, b in zip(torch.autograd.grad(loss.total, parameters), torch.autograd.grad(wanted, parameters)):
+        a = a.to_dense() if a.is_sparse else a
+        assert torch.allclose(a, b, rtol=1e-7, atol=1e-12)
+
+
+def test_units_by_frequency_and_entropy():
+    counts = torch.tensor([0, 5, 9, 1, 9, 10, 2])
+    assert select_units([counts], 3, 2)[0].tolist() == [2, 4, 5]
+    # p = 0.5 has the most entropy, p = 1 none; 0.1 and 0.9 tie; a silent neuron comes last.
+    assert select_units([counts], 4, 2, 10, "entropy")[0].tolist() == [2, 3, 4, 5]
+    assert select_units([counts], 1, 2, 10, "entropy")[0].tolist() == [2, 5], "n is at least K"
+    assert select_units([counts], 99, 2, 10, "entropy")[0].tolist() == list(range(7))
+
+
+@pytest.mark.parametrize("engine", ["fused", "autograd"])
+def test_frequency_of_the_last_epoch_is_the_counters_growth(engine, tmp_path):
+    trainer, grown = Trainer(config("ssd", frequency="last_epoch", engine=engine), data.load("digits"), 0, tmp_path), []
+    train_epoch, after_task = trainer.engine.train_epoch, trainer.method.after_task
+
+    def counted(*arguments):
+        before = trainer.model.counts[0].clone()
+        used = train_epoch(*arguments)
+        grown.append(trainer.model.counts[0] - before)
+        return used
+
+    def check(trainer):
+        after_task(trainer)
+        wanted = grown[-1].sort(descending=True, stable=True).indices[:30].sort().values
+        assert torch.equal(trainer.method.units[0], wanted)
+
+    trainer.engine.train_epoch, trainer.method.after_task = counted, check
+    trainer.fit()
+    assert trainer.engine.name == engine and len(grown) == 6
+
+
+def test_held_out_validation_split():
+    digits = data.load("digits")
+    held = digits.held_out(0.2)
+    assert len(held.x_train) + len(held.x_test) == len(digits.x_train) and "validation 0.2" in held.name
+    for label in range(10):
+        total = (digits.y_train == label).sum().item()
+        assert (held.y_test == label).sum().item() == round(0.2 * total)
+    both = torch.cat([held.x_train, held.x_test])
+    assert torch.equal(both.sort(0).values, digits.x_train.sort(0).values), "the test set plays no part"
+    assert torch.equal(held.x_test, digits.held_out(0.2).x_test)

@@ -44,6 +44,23 @@ class Dataset:
             "classes": self.classes,
         }
 
+    def held_out(self, share: float) -> Dataset:
+        """The training data alone, `share` of each class (at least one sample) set apart as its test split.
+
+        The split is the same for every seed of a run. The real test set stays out, for a last measurement.
+        """
+        generator = torch.Generator().manual_seed(0)
+        apart = torch.zeros(len(self.y_train), dtype=torch.bool)
+        for label in range(self.classes):
+            rows = (self.y_train == label).nonzero().flatten()
+            count = max(1, round(share * len(rows)))
+            if count >= len(rows):
+                raise BadInput(f"--validation: got {share}, allowed is less: class {label} has {len(rows)} samples")
+            apart[rows[torch.randperm(len(rows), generator=generator)[:count]]] = True
+        x, y = self.x_train, self.y_train
+        name = f"{self.name}, validation {share:g}"
+        return Dataset(name, self.sha256, x[~apart], y[~apart], x[apart], y[apart], self.classes)
+
 
 def build(name: str, sha256: str, arrays: dict[str, Tensor], source: str) -> Dataset:
     """Checks the four arrays and makes them a `Dataset`; images are flattened to one row per sample.

@@ -57,6 +57,9 @@ class Method:
     def prepare(self, trainer: Trainer) -> None:
         """Called after `before_task` and again after a resume inside the task: rebuild what is not in the state."""
 
+    def before_epoch(self, trainer: Trainer) -> None:
+        """Called before an epoch's first step, and not again where an interrupted epoch goes on."""
+
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """The loss of one batch; by default its cross entropy."""
         output = model(batch.x, normalized=True)
