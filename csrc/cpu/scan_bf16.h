@@ -83,10 +83,11 @@ SSD_INLINE ptrdiff_t stored_pairs(ptrdiff_t size) { return (size + 31) / 32 * 16
 struct RoundedRows {
   const uint32_t* pairs;  // (rows, stored_pairs)
   int rows;
-  ptrdiff_t size;   // D
-  float* errors;    // |x' - x|
-  float* roundeds;  // at least |x'| and |x|
-  float* certain;   // scratch of scan_rounded
+  ptrdiff_t size;                     // D
+  float* errors;                      // |x' - x|
+  float* roundeds;                    // at least |x'| and |x|
+  float* certain;                     // scratch of scan_rounded
+  const float* thresholds = nullptr;  // null, or by row I >= 0: a score is dot - inhibition I
 };
 SSD_INLINE void round_row(const float* x, ptrdiff_t size, uint32_t* pairs, float* error, float* rounded) {
   RoundedChunk chunk;
@@ -104,8 +105,9 @@ struct RoundedBlock {
   int neurons;
   const float* scale;  // (64,) or null, with shift: the score is fma(dot, scale, shift)
   const float* shift;
-  float norm, error;  // the largest |w| and |w' - w|, times the scale where there is one
-  float peak;         // the largest |w|
+  float norm, error;                  // the largest |w| and |w' - w|, times the scale where there is one
+  float peak;                         // the largest |w|
+  const float* inhibition = nullptr;  // (64,), within [-1, 1], with RoundedRows::thresholds; no scale or shift then
 };
 SSD_INLINE float larger(float a, float b) { return b <= a ? a : b == b ? b : __builtin_inff(); }
 
@@ -151,7 +153,9 @@ SSD_INLINE void certain_limits(const RoundedRows& x, const RoundedBlock& w, cons
     const float limit = limits[r * limit_stride];
     const float vectors = x.errors[r] * w.norm + x.roundeds[r] * w.error;
     const float bound = (vectors + sums * x.roundeds[r]) * (1 + 0x1p-8f) + tiny;
-    const float certain = limit - bound - (__builtin_fabsf(limit) + bound) * 0x1p-21f;
+    // Where there is inhibition, its product and difference are rounded too.
+    const float inhibited = x.thresholds ? x.thresholds[r] * 0x1p-21f : 0;
+    const float certain = limit - inhibited - bound - (__builtin_fabsf(limit) + bound) * 0x1p-21f;
     x.certain[r] = x.roundeds[r] * peak < 1e37f ? certain : __builtin_nanf("");
   }
 }
@@ -196,6 +200,7 @@ SSD_INLINE void scan_rounded(const RoundedRows& x, const RoundedBlock& block, co
       uint64_t passed = 0;
       for (int v = 0; v < kBlockVectors; ++v) {
         V score = sum[i][v];
+        if (block.inhibition) score = score - V::load(block.inhibition + v * 16) * V::set1(x.thresholds[row + i]);
         if (block.scale) score = fma(score, V::load(block.scale + v * 16), V::load(block.shift + v * 16));
         passed |= static_cast<uint64_t>(not_le_mask(score, limit)) << (v * 16);
       }

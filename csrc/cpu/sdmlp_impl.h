@@ -46,9 +46,10 @@ struct ScanList {
   int count = 0;
 };
 
-constexpr int kUpdateChunks = 16;  // neurons are updated in this many ranges, whatever the number of threads
-constexpr int kScanBlock = 48;     // neurons scored before their survivors are picked out
-constexpr int kScanRows = 32;      // rows that share one pass over the weights
+constexpr int kUpdateChunks = 16;   // neurons are updated in this many ranges, whatever the number of threads
+constexpr int kScanBlock = 48;      // neurons scored before their survivors are picked out
+constexpr int kScanRows = 32;       // rows that share one pass over the weights
+constexpr int kPreselectRows = 64;  // the same where W is rounded to bf16 on the way: more rows share the rounding
 
 // The neurons of one range that a step touched, ascending, with their gradients.
 struct UpdateChunk {
@@ -120,10 +121,14 @@ struct SdmlpTrainer::Impl {
 
   // ---- sdmlp_select.cpp
   struct ScanPlan {
-    int groups, parts;  // row groups of kScanRows x ranges of neurons
+    int groups = 1, parts = 1;  // groups of rows x ranges of neurons
+    int rows = kScanRows;       // rows of a group
+    bool preselect = false;     // bf16 scores name the candidates
   };
-  ScanPlan plan_scan(int rows) const;
-  // Scores range `part` for row group `group` of which[], keeping what exceeds gaba * floor - gap; lists[] gets it.
+  ScanPlan plan_scan(int n, const float* coefficients) const;
+  void scan_block(const float* const* x, ScanList* const* list, int count, int64_t first, int size, float gap,
+                  const float* coefficients);
+  // Scores range `part` for row group `group` of which[], keeping what exceeds g * floor - gap; lists[] gets it.
   // `coefficients` (R,) are g, or ones where only the threshold is wanted.
   void scan(const int* which, int n, ScanPlan plan, int group, int part, float gap, const float* coefficients);
   // Merges a row's lists into its threshold and active neurons; false when a score is NaN. As in scan.

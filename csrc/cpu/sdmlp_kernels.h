@@ -24,6 +24,15 @@ struct SdmlpKernels {
   // Room for n + 16 entries in kept.
   int (*prune_movers)(const float* bound, const float* path, const float* gaba, int n, float floor, float slack,
                       int32_t* kept);
+  // Certified preselection in bf16 (scan_bf16.h), null where the instruction set has none. `state` holds
+  // preselect_bytes(rows, D) bytes, 64-byte aligned; preselect_load rounds x (rows, D) into it.
+  int64_t (*preselect_bytes)(int rows, int64_t D) = nullptr;
+  void (*preselect_load)(void* state, const float* x, int rows, int64_t D) = nullptr;
+  // What filter keeps of `neurons` <= 64 rows of w for every row of x, by each row's own floor: (row, base + j,
+  // canonical score), j ascending for each row. Room for 64 * rows entries. gaba within [0, 1], floors >= 0.
+  // *candidates is raised by the number of neurons that had to be scored in fp32.
+  int (*preselect)(void* state, const float* w, int neurons, int64_t next_bytes, const float* gaba, const float* floors,
+                   float gap, int32_t base, int32_t* row, int32_t* index, float* score, int64_t* candidates) = nullptr;
   // The entries of a candidate list that may matter when the layer's threshold is at least `floor`:
   // index[i] is kept where bound[i] + path[index[i]] + slack > gaba[index[i]] * floor or gaba < 0; kept[] (room for n +
   // 16) gets i.

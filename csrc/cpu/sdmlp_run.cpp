@@ -12,7 +12,7 @@ namespace ssd::cpu {
 double SdmlpTrainer::Impl::measure_active(const SdmlpEpoch& epoch) {
   const int n = static_cast<int>(std::min<int64_t>({epoch.batch, epoch.count, kScanRows}));
   std::vector<int> which(n);
-  const ScanPlan plan{1, 1};
+  const ScanPlan plan;
   if (lists.size() < kScanRows) lists.resize(kScanRows);
   for (int i = 0; i < n; ++i) {
     which[i] = i;
@@ -36,7 +36,7 @@ struct SdmlpTrainer::Impl::Run {
   bool dense = false;  // this step takes the all-active form
   int proved = 0;      // rows of this step that a certificate covered
   std::atomic<bool> non_finite{false};
-  ScanPlan plan{1, 1};
+  ScanPlan plan;
   static constexpr int64_t kWindow = 1024;  // rows whose certificates are looked at together
   int64_t window_end = 0;
   std::vector<int64_t> refresh;  // positions of a batch refresh
@@ -127,7 +127,7 @@ struct SdmlpTrainer::Impl::Run {
           [&] {
             chunk_rows = static_cast<int>(std::min<size_t>(refresh.size() - done, self.rows.size()));
             for (int i = 0; i < chunk_rows; ++i) set_row(i, epoch.order[refresh[done + i]]);
-            plan = self.plan_scan(chunk_rows);
+            plan = self.plan_scan(chunk_rows, coefficients());
             identity.resize(chunk_rows);
             for (int i = 0; i < chunk_rows; ++i) identity[i] = i;
             grow_lists();
@@ -155,7 +155,7 @@ struct SdmlpTrainer::Impl::Run {
   std::vector<int> identity;
 
   void grow_lists() {
-    const size_t lists = static_cast<size_t>(plan.groups) * kScanRows * plan.parts;
+    const size_t lists = static_cast<size_t>(plan.groups) * plan.rows * plan.parts;
     if (self.lists.size() < lists) self.lists.resize(lists);
   }
 
@@ -230,7 +230,7 @@ struct SdmlpTrainer::Impl::Run {
     team.for_each(
         me, 0, [](int) {},
         [&] {
-          plan = self.plan_scan(rest);
+          plan = self.plan_scan(rest, coefficients);
           grow_lists();
         });
     team.for_each(

@@ -7,27 +7,76 @@
 
 namespace ssd::cpu {
 
-SdmlpTrainer::Impl::ScanPlan SdmlpTrainer::Impl::plan_scan(int n) const {
+SdmlpTrainer::Impl::ScanPlan SdmlpTrainer::Impl::plan_scan(int n, const float* coefficients) const {
+  ScanPlan plan;
+  // bf16 where there are rows enough to share the rounding of W, and no coefficient lets everything through.
+  plan.preselect = kernel.preselect && n >= 16 && D >= 32 && R >= 256;
+  float least = 1.f;
+  for (int64_t j = 0; plan.preselect && j < R; ++j) least = coefficients[j] < least ? coefficients[j] : least;
+  plan.preselect = plan.preselect && least >= 0;
+  plan.rows = plan.preselect ? kPreselectRows : kScanRows;
   // Few rows share a pass over the weights by ranges of neurons; many rows by groups of rows.
-  const int groups = (n + kScanRows - 1) / kScanRows;
+  plan.groups = (n + plan.rows - 1) / plan.rows;
   const int64_t most = std::max<int64_t>(1, R / 512);
-  const int parts = groups >= 4 ? 1 : static_cast<int>(std::min<int64_t>(most, 4));
-  return {groups, parts};
+  plan.parts = plan.groups >= 4 ? 1 : static_cast<int>(std::min<int64_t>(most, plan.groups >= 2 ? 2 : 4));
+  return plan;
+}
+
+namespace {
+
+// Keeps a neuron's score among the K + 1 best of its row.
+void offer(std::vector<float>& heap, size_t winners, float score) {
+  if (heap.size() < winners) {
+    heap.push_back(score);
+    std::push_heap(heap.begin(), heap.end(), std::greater<float>());
+  } else if (score > heap.front()) {
+    std::pop_heap(heap.begin(), heap.end(), std::greater<float>());
+    heap.back() = score;
+    std::push_heap(heap.begin(), heap.end(), std::greater<float>());
+  }
+}
+
+void make_room(ScanList& list, int entries) {
+  if (static_cast<int>(list.index.size()) >= list.count + entries) return;
+  list.index.resize(2 * (list.count + entries) + 256);
+  list.score.resize(list.index.size());
+}
+
+}  // namespace
+
+// One block of neurons in fp32: every score, against each row's own limit.
+void SdmlpTrainer::Impl::scan_block(const float* const* x, ScanList* const* list, int count, int64_t j, int size,
+                                    float gap, const float* coefficients) {
+  float scores[kPreselectRows * kScanBlock];
+  const size_t winners = static_cast<size_t>(K) + 1;
+  kernel.score_block(x, count, weight + j * D, size, D, scores, kScanBlock);
+  for (int i = 0; i < count; ++i) {
+    ScanList& kept = *list[i];
+    make_room(kept, kScanBlock);
+    const bool full = kept.heap.size() == winners;
+    const int found =
+        kernel.filter(scores + i * kScanBlock, coefficients + j, size, full ? kept.heap.front() : 0.f, full ? gap : 1.f,
+                      static_cast<int32_t>(j), kept.index.data() + kept.count, kept.score.data() + kept.count);
+    for (int e = kept.count; e < kept.count + found; ++e) offer(kept.heap, winners, kept.score[e]);
+    kept.count += found;
+  }
 }
 
 void SdmlpTrainer::Impl::scan(const int* which, int n, ScanPlan plan, int group, int part, float gap,
                               const float* coefficients) {
-  const int first = group * kScanRows, count = std::min(kScanRows, n - first);
+  const int first = group * plan.rows, count = std::min(plan.rows, n - first);
   const int64_t blocks = (R + kScanBlock - 1) / kScanBlock;
   const int64_t begin = blocks * part / plan.parts * kScanBlock;
   const int64_t end = std::min(R, blocks * (part + 1) / plan.parts * kScanBlock);
   // The group's inputs side by side: scattered rows would crowd each other out of the nearest cache.
   thread_local std::vector<float> packed;
-  packed.resize(kScanRows * D + 16);
+  thread_local std::vector<char> state;
+  thread_local std::vector<int32_t> found_row, found_index;
+  thread_local std::vector<float> found_score;
+  packed.resize(plan.rows * D + 16);
   float* inputs = packed.data() + (64 - reinterpret_cast<uintptr_t>(packed.data()) % 64) % 64 / sizeof(float);
-  const float* x[kScanRows];
-  float scores[kScanRows * kScanBlock];
-  ScanList* list[kScanRows];
+  const float* x[kPreselectRows];
+  ScanList* list[kPreselectRows];
   for (int i = 0; i < count; ++i) {
     x[i] = inputs + i * D;
     std::copy_n(rows[which[first + i]].x, D, inputs + i * D);
@@ -36,33 +85,46 @@ void SdmlpTrainer::Impl::scan(const int* which, int n, ScanPlan plan, int group,
     list[i]->heap.clear();
   }
   const size_t winners = static_cast<size_t>(K) + 1;
-  for (int64_t j = begin; j < end; j += kScanBlock) {
-    const int size = static_cast<int>(std::min<int64_t>(kScanBlock, end - j));
-    kernel.score_block(x, count, weight + j * D, size, D, scores, kScanBlock);
-    for (int i = 0; i < count; ++i) {
-      ScanList& kept = *list[i];
-      if (static_cast<int>(kept.index.size()) < kept.count + kScanBlock) {
-        kept.index.resize(2 * (kept.count + kScanBlock) + 256);
-        kept.score.resize(kept.index.size());
-      }
-      std::vector<float>& heap = kept.heap;
-      const float floor = heap.size() < winners ? 0.f : heap.front();
-      const int found =
-          kernel.filter(scores + i * kScanBlock, coefficients + j, size, floor, heap.size() < winners ? 1.f : gap,
-                        static_cast<int32_t>(j), kept.index.data() + kept.count, kept.score.data() + kept.count);
-      for (int e = kept.count; e < kept.count + found; ++e) {
-        const float score = kept.score[e];
-        if (heap.size() < winners) {
-          heap.push_back(score);
-          std::push_heap(heap.begin(), heap.end(), std::greater<float>());
-        } else if (score > heap.front()) {
-          std::pop_heap(heap.begin(), heap.end(), std::greater<float>());
-          heap.back() = score;
-          std::push_heap(heap.begin(), heap.end(), std::greater<float>());
-        }
-      }
-      kept.count += found;
+  void* preselection = nullptr;
+  if (plan.preselect && count >= 16) {
+    state.resize(kernel.preselect_bytes(count, D) + 64);
+    preselection = state.data() + (64 - reinterpret_cast<uintptr_t>(state.data()) % 64) % 64;
+    kernel.preselect_load(preselection, inputs, count, D);
+    found_row.resize(64 * count);
+    found_index.resize(64 * count);
+    found_score.resize(64 * count);
+  }
+  // The first neurons are scored in fp32: limits are low then, and everything would be a candidate.
+  constexpr int64_t kWarm = 5 * kScanBlock;
+  int64_t scanned = 0, candidates = 0;
+  float floors[kPreselectRows];
+  for (int64_t j = begin; j < end;) {
+    bool limits = preselection != nullptr && j >= begin + kWarm && candidates * 8 <= scanned * count;
+    for (int i = 0; i < count && limits; ++i) {
+      limits = list[i]->heap.size() == winners;
+      if (limits) floors[i] = list[i]->heap.front();
     }
+    if (!limits) {
+      const int size = static_cast<int>(std::min<int64_t>(kScanBlock, end - j));
+      scan_block(x, list, count, j, size, gap, coefficients);
+      scanned += size;
+      j += size;
+      continue;
+    }
+    const int size = static_cast<int>(std::min<int64_t>(64, end - j));
+    const int64_t next = std::min<int64_t>(64, end - j - size) * D * static_cast<int64_t>(sizeof(float));
+    const int found = kernel.preselect(preselection, weight + j * D, size, next, coefficients + j, floors, gap,
+                                       static_cast<int32_t>(j), found_row.data(), found_index.data(),
+                                       found_score.data(), &candidates);
+    for (int e = 0; e < found; ++e) {
+      ScanList& kept = *list[found_row[e]];
+      make_room(kept, 1);
+      kept.index[kept.count] = found_index[e];
+      kept.score[kept.count++] = found_score[e];
+      offer(kept.heap, winners, found_score[e]);
+    }
+    scanned += size;
+    j += size;
   }
 }
 

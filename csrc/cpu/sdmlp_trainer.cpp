@@ -19,12 +19,16 @@ const SdmlpKernels& sdmlp_table();
 namespace avx512 {
 const SdmlpKernels& sdmlp_table();
 }
+namespace avx512bf16 {
+const SdmlpKernels& sdmlp_table();
+}
 #endif
 
 const SdmlpKernels& sdmlp_kernels(SimdLevel level) {
   switch (level) {
 #ifdef SSD_X86
     case SimdLevel::kAvx512Bf16:
+      return avx512bf16::sdmlp_table();
     case SimdLevel::kAvx512:
       return avx512::sdmlp_table();
     case SimdLevel::kAvx2:
@@ -119,12 +123,12 @@ bool SdmlpTrainer::infer(const float* x, int64_t samples, int threads, float* lo
     Team::Member me;
     for (int64_t begin = 0; begin < samples; begin += kBatch) {
       const int n = static_cast<int>(std::min(kBatch, samples - begin));
-      const Impl::ScanPlan plan = self.plan_scan(n);
+      const Impl::ScanPlan plan = self.plan_scan(n, self.gaba.data());
       team.for_each(
           me, 0, [](int) {},
           [&] {
             for (int i = 0; i < n; ++i) self.rows[i].x = x + (begin + i) * self.D;
-            const size_t lists = static_cast<size_t>(plan.groups) * kScanRows * plan.parts;
+            const size_t lists = static_cast<size_t>(plan.groups) * plan.rows * plan.parts;
             if (self.lists.size() < lists) self.lists.resize(lists);
           });
       team.for_each(me, plan.groups * plan.parts, [&](int c) {

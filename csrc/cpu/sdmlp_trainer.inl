@@ -1,5 +1,6 @@
 // The SDMLP trainer's inner loops for one instruction set. Every score is the canonical dot product (simd.h), every
 // sum over samples runs in ascending order, so no result depends on tiling, threads or the path that asked for it.
+#include "scan_bf16.h"
 #include "sdmlp_kernels.h"
 #include "simd.h"
 
@@ -127,6 +128,101 @@ int prune(const int32_t* index, const float* bound, int n, const float* path_gab
 #endif
   return count;
 }
+
+#ifdef __AVX512BF16__
+constexpr int kPairs = 8;  // candidates that are scored together
+
+struct Preselection {
+  RoundedRows rows;
+  const float* x;
+  uint32_t *block_pairs, *rounded;
+  float *limits, *gaba;
+};
+
+template <class T>
+SSD_INLINE T* take(char*& at, int64_t count) {
+  T* taken = reinterpret_cast<T*>(at);
+  at += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+  return taken;
+}
+
+SSD_INLINE char* lay_out(Preselection* p, char* at, int rows, int64_t D) {
+  const int64_t pairs = stored_pairs(D);
+  p->rows.pairs = take<uint32_t>(at, rows * pairs);
+  p->rows.errors = take<float>(at, rows);
+  p->rows.roundeds = take<float>(at, rows);
+  p->rows.certain = take<float>(at, rows);
+  p->limits = take<float>(at, rows);
+  p->gaba = take<float>(at, kBlockNeurons);
+  p->block_pairs = take<uint32_t>(at, kBlockNeurons * pairs);
+  p->rounded = take<uint32_t>(at, 16 * pairs);
+  return at;
+}
+
+int64_t preselect_bytes(int rows, int64_t D) {
+  Preselection p;
+  char* const begin = nullptr;
+  return (sizeof(Preselection) + 63) / 64 * 64 + (lay_out(&p, begin, rows, D) - begin);
+}
+
+void preselect_load(void* state, const float* x, int rows, int64_t D) {
+  auto* p = static_cast<Preselection*>(state);
+  *p = Preselection();
+  lay_out(p, static_cast<char*>(state) + (sizeof(Preselection) + 63) / 64 * 64, rows, D);
+  p->x = x;
+  p->rows.rows = rows;
+  p->rows.size = D;
+  for (int r = 0; r < rows; ++r)
+    round_row(x + r * D, D, const_cast<uint32_t*>(p->rows.pairs) + r * stored_pairs(D), p->rows.errors + r,
+              p->rows.roundeds + r);
+}
+
+int preselect(void* state, const float* w, int neurons, int64_t next_bytes, const float* gaba, const float* floors,
+              float gap, int32_t base, int32_t* row, int32_t* index, float* score, int64_t* candidates) {
+  auto* p = static_cast<Preselection*>(state);
+  const int64_t D = p->rows.size;
+  RoundedBlock block;
+  block.pairs = p->block_pairs;
+  block.neurons = neurons;
+  block.scale = block.shift = nullptr;
+  block.inhibition = p->gaba;
+  for (int j = 0; j < kBlockNeurons; ++j) p->gaba[j] = gaba[j < neurons ? j : neurons - 1];
+  for (int r = 0; r < p->rows.rows; ++r) p->limits[r] = -gap;
+  p->rows.thresholds = floors;
+  round_block(w, D, D, p->rounded, &block);
+
+  int count = 0, queued = 0, row_of[kPairs], neuron_of[kPairs];
+  const auto flush = [&] {
+    const float* x[kPairs];
+    const float* from[kPairs];
+    for (int i = 0; i < kPairs; ++i) {
+      const int at = i < queued ? i : 0;
+      x[i] = p->x + row_of[at] * D;
+      from[i] = w + neuron_of[at] * D;
+    }
+    float exact[kPairs];
+    dot_pairs<kPairs>(x, from, D, exact);
+    for (int i = 0; i < queued; ++i) {
+      const float inhibition = gaba[neuron_of[i]] * floors[row_of[i]];
+      const float limit = inhibition - gap;
+      if (exact[i] <= limit) continue;
+      row[count] = row_of[i];
+      index[count] = base + neuron_of[i];
+      score[count++] = exact[i];
+    }
+    queued = 0;
+  };
+  auto candidate = [&](int r, int neuron) {
+    row_of[queued] = r;
+    neuron_of[queued++] = neuron;
+    ++*candidates;
+    if (queued == kPairs) flush();
+  };
+  scan_rounded(p->rows, block, p->limits, 1, reinterpret_cast<const char*>(w + neurons * D), next_bytes, candidate);
+  if (queued) flush();
+  return count;
+}
+#endif
 
 int prune_movers(const float* bound, const float* path, const float* gaba, int n, float floor, float slack,
                  int32_t* kept) {
@@ -470,6 +566,11 @@ const SdmlpKernels& sdmlp_table() {
     k.score_block = score_block;
     k.score_rows = score_rows;
     k.filter = filter;
+#ifdef __AVX512BF16__
+    k.preselect_bytes = preselect_bytes;
+    k.preselect_load = preselect_load;
+    k.preselect = preselect;
+#endif
     k.prune_movers = prune_movers;
     k.prune = prune;
     k.output_row = output_row;

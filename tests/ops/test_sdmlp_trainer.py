@@ -163,6 +163,23 @@ def test_every_simd_level_agrees(level: str, monkeypatch: pytest.MonkeyPatch) ->
     assert error <= 2 * (low.weight.double() - gold.weight).norm() + 1e-6 * gold.weight.norm()
 
 
+WIDE = [clusters(400, 45, 3, seed) for seed in (4, 5)]
+
+
+@pytest.mark.parametrize("switch", [None, 800.0])
+def test_bf16_preselection_leaves_every_bit(switch: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = [level for level in testing.simd_levels() if level.startswith("avx512")]
+    if "avx512bf16" not in levels:
+        pytest.skip("this processor has no AVX-512 BF16")
+    results = []
+    for level in levels:
+        monkeypatch.setenv("SSD_SIMD", level)
+        for scan in ("exhaustive", "auto"):
+            results.append(train(WIDE, neurons=900, k=7, batch_size=70, gaba_switch=switch, scan=scan, threads=2))
+    for other in results[1:]:
+        assert_same_bits(results[0], other)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     neurons=st.integers(2, 90),
