@@ -21,6 +21,7 @@ commands:
   eval     test the models of a run on data
   sweep    vary any settings over a grid, a list or at random
   embed    turn images into embeddings with a frozen extractor
+  pretrain-extractor   train the ConvMixer of embed on a labelled image set
   paper    reproduce a table or figure of the paper
 
 ssd-train COMMAND --help lists the options. Exit codes: 0 done, 2 bad input, 130 or 143 interrupted (state saved)."""
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code; every expected error is one line on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
     commands = {"run": _run, "pretrain": _pretrain, "report": _report, "eval": _eval, "sweep": _sweep}
-    commands |= {"embed": _embed, "paper": _paper}
+    commands |= {"embed": _embed, "pretrain-extractor": _pretrain_extractor, "paper": _paper}
     try:
         if not argv or argv[0] in ("-h", "--help"):
             print(USAGE)
@@ -147,6 +148,26 @@ def _embed(argv: list[str]) -> int:
     parser.add_argument("--std", nargs="+", type=float, default=[0.5], help="per channel, of pixels in 0 .. 1")
     o = parse(parser, argv)
     return embed(o.data, o.extractor, o.weights, Path(o.out), o.batch_size, o.device, o.mean, o.std)
+
+
+def _pretrain_extractor(argv: list[str]) -> int:
+    import dataclasses
+    import typing
+
+    from .extractor import ExtractorConfig, pretrain_extractor
+
+    parser = ArgumentParser(prog="ssd-train pretrain-extractor", exit_on_error=False, description="Trains a ConvMixer.")
+    types = typing.get_type_hints(ExtractorConfig)
+    for field in dataclasses.fields(ExtractorConfig):
+        option, needed = "--" + field.name.replace("_", "-"), field.default is dataclasses.MISSING
+        default = {"required": True} if needed else {"default": field.default}
+        parser.add_argument(option, type=types[field.name], help="images" if needed else field.name, **default)
+    parser.add_argument("--out", type=str, required=True, help="output folder; its extractor.safetensors is for embed")
+    parser.add_argument("--resume", type=bool, default=False, help="continue what --out holds")
+    parser.add_argument("--overwrite", type=bool, default=False, help="replace what --out holds")
+    options = dict(vars(parse(parser, argv)))
+    out, resume, overwrite = Path(options.pop("out")), options.pop("resume"), options.pop("overwrite")
+    return pretrain_extractor(ExtractorConfig(**options), out, resume, overwrite)
 
 
 def _spread(workers: int | None, threads: int | None) -> tuple[int, int | None]:

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from .errors import BadInput, bad
 
 LOCK = ".lock"
-OWN = ("config.yaml", "results.json", "metrics.csv", "plots", LOCK)
+OWN = ("config.yaml", "results.json", "metrics.csv", "plots", "checkpoint", "extractor.safetensors", LOCK)
 
 
 def contents(out: Path) -> list[str]:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
-from ssd_train import cli, data
+from safetensors.torch import load_file, save_file
+from ssd_train import cli, data, extractor
 from ssd_train import embed as embed_module
 from ssd_train.convmixer import ConvMixer, from_state, shape_of
 from ssd_train.embed import read_state
@@ -147,3 +147,37 @@ def test_embed_refuses(options, words, images, tmp_path, capsys):
     assert cli.main(argv) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and all(word in error for word in words)
+
+
+def test_pretrain_extractor_learns_resumes_and_feeds_embed(tmp_path, capsys, monkeypatch):
+    """Two classes, dark and bright; stopped after each epoch it ends bitwise where it ends undisturbed."""
+    for split in ("train", "test"):
+        for label, low in (("dark", 0), ("bright", 128)):
+            folder = tmp_path / "images" / split / label
+            folder.mkdir(parents=True)
+            for i in range(8):
+                pixels = np.random.default_rng(i).integers(low, low + 128, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    argv = ["pretrain-extractor", "--data", f"images:{tmp_path / 'images'}", "--dim", "8", "--depth", "1",
+            "--kernel", "3", "--epochs", "6", "--batch-size", "4"]  # fmt: skip
+    assert cli.main([*argv, "--out", str(tmp_path / "whole")]) == 0
+    assert "test accuracy 1.0000" in capsys.readouterr().out
+
+    class StopAfterOne(extractor.StopSignals):
+        def __call__(self):
+            self.calls = getattr(self, "calls", 0) + 1
+            self.received = 15 if self.calls > 1 else None
+            return self.received is not None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extractor, "StopSignals", StopAfterOne)
+        for _ in range(3):
+            assert cli.main([*argv, "--out", str(tmp_path / "parts"), "--resume"]) == 143
+    assert cli.main([*argv, "--out", str(tmp_path / "parts"), "--resume", "--lr", "0.5"]) == 2
+    assert "--lr" in capsys.readouterr().err
+    assert cli.main([*argv, "--out", str(tmp_path / "parts"), "--resume"]) == 0
+    weights = [load_file(tmp_path / name / "extractor.safetensors") for name in ("whole", "parts")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    embed = ["embed", "--data", f"images:{tmp_path / 'images'}", "--out", str(tmp_path / "e.safetensors")]
+    assert cli.main([*embed, "--weights", str(tmp_path / "whole" / "extractor.safetensors")]) == 0
+    assert data.load(str(tmp_path / "e.safetensors")).dim == 8
