@@ -113,6 +113,8 @@ def bench_topk_linear_forward_backward(name: str, compare: Callable, smoke: bool
         "topk_linear": step(lambda: topk_linear(x, weight, shape.k).values),
         "topk_linear, sparse_grad": step(lambda: topk_linear(x, weight, shape.k, sparse_grad=True).values),
     }
+    if not smoke:
+        contenders["torch.compile of the eager layer"] = step(lambda: peers.compiled_layer()(x, weight, shape.k)[0])
     if (encoder := peers.sparsify_fused_encoder()) is not None:
         bias = torch.zeros(shape.r)
         contenders["eai-sparsify fused encoder"] = step(lambda: encoder(x, weight, bias, shape.k, "topk").top_acts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable
@@ -16,11 +17,10 @@ def eager_layer(x: torch.Tensor, weight: torch.Tensor, k: int) -> tuple[torch.Te
     return values[:, :k], indices[:, :k]
 
 
-def linear_topk_scatter(x: torch.Tensor, weight: torch.Tensor, k: int) -> torch.Tensor:
-    """linear + topk + scatter: the dense form of a Top-K activation."""
-    scores = torch.relu(torch.nn.functional.linear(x, weight))
-    values, indices = scores.topk(k)
-    return torch.zeros_like(scores).scatter(-1, indices, values)
+@functools.cache
+def compiled_layer() -> Callable:
+    """The eager layer under torch.compile, with its default backend; the first call for a shape compiles."""
+    return torch.compile(eager_layer)
 
 
 def sparsify_fused_encoder() -> Callable | None:
