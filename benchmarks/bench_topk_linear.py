@@ -82,10 +82,6 @@ def bench_topk_linear_forward(name: str, compare: Callable, smoke: bool) -> None
     }
     if testing.simd_levels()[-1] == "avx512bf16":  # there `topk_linear` preselects in bf16
         contenders["topk_linear, fp32 scan"] = at_level("avx512", lambda: topk_linear(x, weight, shape.k))
-    if (faiss := peers.faiss()) is not None:
-        index = faiss.IndexFlatIP(shape.d)
-        index.add(weight.numpy())
-        contenders["faiss IndexFlatIP"] = lambda: index.search(x.numpy(), shape.k + 1)
     compare(
         f"topk_linear forward, {shape}, fp32",
         contenders,
@@ -94,6 +90,23 @@ def bench_topk_linear_forward(name: str, compare: Callable, smoke: bool) -> None
         targets={n: t for n, t in FORWARD_TARGETS.get(name, {}).items() if n in contenders},
         seconds=12,
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def bench_topk_linear_against_faiss(name: str, compare: Callable, smoke: bool) -> None:
+    """A table of its own: faiss's threads go on spinning for a while, at the expense of whatever runs next."""
+    if (faiss := peers.faiss()) is None:
+        pytest.skip("faiss-cpu is not installed")
+    shape = _shape(name, smoke)
+    x, weight, _ = inputs(shape, grad=False)
+    index = faiss.IndexFlatIP(shape.d)
+    index.add(weight.numpy())
+    contenders = {
+        "faiss IndexFlatIP": lambda: index.search(x.numpy(), shape.k + 1),
+        "topk_linear": lambda: topk_linear(x, weight, shape.k),
+    }
+    title = f"topk_linear forward against faiss, {shape}, fp32"
+    compare(title, contenders, baseline="faiss IndexFlatIP", gate=gate_of(x, weight, shape.k), seconds=6)
 
 
 @pytest.mark.parametrize("name", NAMES)
