@@ -5,7 +5,7 @@
 #else
 #include <mutex>
 
-#include "ssd/thread_pool.h"
+#include "ssd/team.h"
 #endif
 
 namespace ssd::cpu {
@@ -21,14 +21,14 @@ void parallel_run(int threads, void (*body)(void*, int), void* context) {
 }
 #else
 void parallel_run(int threads, void (*body)(void*, int), void* context) {
-  static std::mutex mutex;  // one operation at a time owns the pool
-  static ThreadPool* pool = nullptr;
+  static std::mutex mutex;  // one operation at a time owns the team
+  static Team* team = nullptr;
   std::lock_guard<std::mutex> lock(mutex);
-  if (!pool || pool->threads() != threads) {
-    delete pool;
-    pool = new ThreadPool(threads);
+  if (!team || team->threads() != threads) {
+    delete team;
+    team = new Team(threads);
   }
-  pool->run(body, context);
+  team->for_each(threads, [&](int part, int) { body(context, part); });
 }
 #endif
 

@@ -13,7 +13,6 @@
 #include "sdmlp_kernels.h"
 #include "ssd/sdmlp_trainer.h"
 #include "ssd/team.h"
-#include "ssd/thread_pool.h"
 
 namespace ssd::cpu {
 
@@ -112,9 +111,10 @@ struct SdmlpTrainer::Impl {
   std::vector<int> pending;  // rows that no certificate covers
   std::vector<UpdateChunk> chunks;
   std::vector<ScratchRow> scratch;  // per thread
-  std::unique_ptr<ThreadPool> pool;
+  std::unique_ptr<Team> team;
   double last_active = 1e30;  // active neurons per row in the last call; huge: not known
 
+  void use_threads(int threads);
   void load_state();
   void write_output();
   float gaba_of(int64_t count) const;

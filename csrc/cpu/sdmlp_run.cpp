@@ -1,5 +1,5 @@
 // The step loop: select winners -> forward and losses -> gradients by ranges of neurons -> clip and update.
-// All threads run the same program (team.h); what one thread must do alone runs as the last act of a phase.
+// One thread runs it, and cuts each phase into chunks for all of them (team.h).
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -29,7 +29,7 @@ struct SdmlpTrainer::Impl::Run {
   Impl& self;
   const SdmlpEpoch& epoch;
   SdmlpStats& stats;
-  Team team;
+  Team& team;
   int64_t position = 0, steps = 0, batch = 0;
   double grad_norm_sum = 0, active_sum = 0, touched_sum = 0, mark = 0, last_poll = 0, scale = 0;
   bool stop = false;
@@ -43,7 +43,7 @@ struct SdmlpTrainer::Impl::Run {
 
   static constexpr int kRowChunk = 8;
 
-  Run(Impl& impl, const SdmlpEpoch& e, SdmlpStats& s, int threads) : self(impl), epoch(e), stats(s), team(threads) {}
+  Run(Impl& impl, const SdmlpEpoch& e, SdmlpStats& s) : self(impl), epoch(e), stats(s), team(*impl.team) {}
 
   void lap(SdmlpPhase phase) {
     const double time = now();
@@ -103,60 +103,46 @@ struct SdmlpTrainer::Impl::Run {
   std::vector<uint8_t> duplicates;  // samples that stand twice in the batch: one record, so no certificate
   std::vector<int64_t> place;       // (N,) last position of every sample
 
-  void program(int thread) {
-    Team::Member me;
-    ScratchRow& scratch = self.scratch[thread];
-    team.for_each(
-        me, 0, [](int) {},
-        [&] {
-          next_batch();
-          lap(kRefresh);
-        });
+  void program() {
+    next_batch();
+    lap(kRefresh);
     while (!stop) {
-      if (!refresh.empty()) refresh_records(me, scratch);
-      step(me, scratch);
+      if (!refresh.empty()) refresh_records();
+      step();
     }
   }
 
   // Scans the samples whose certificates would run out, many rows to a pass over the weights.
-  void refresh_records(Team::Member& me, ScratchRow& scratch) {
-    size_t done = 0;
-    while (done < refresh.size()) {
-      team.for_each(
-          me, 0, [](int) {},
-          [&] {
-            chunk_rows = static_cast<int>(std::min<size_t>(refresh.size() - done, self.rows.size()));
-            for (int i = 0; i < chunk_rows; ++i) set_row(i, epoch.order[refresh[done + i]]);
-            plan = self.plan_scan(chunk_rows, coefficients());
-            identity.resize(chunk_rows);
-            for (int i = 0; i < chunk_rows; ++i) identity[i] = i;
-            grow_lists();
-          });
-      const int n = chunk_rows;
+  void refresh_records() {
+    for (size_t done = 0; done < refresh.size();) {
+      const int n = static_cast<int>(std::min<size_t>(refresh.size() - done, self.rows.size()));
+      std::vector<int> which(n);
+      for (int i = 0; i < n; ++i) {
+        which[i] = i;
+        set_row(i, epoch.order[refresh[done + i]]);
+      }
       const float gap = self.certificates.gap();
-      team.for_each(me, plan.groups * plan.parts, [&](int c) {
-        self.scan(identity.data(), n, plan, c / plan.parts, c % plan.parts, gap, coefficients());
-      });
-      team.for_each(me, (n + 7) / 8, [&](int c) {
-        for (int i = c * 8; i < std::min(n, c * 8 + 8); ++i) finish(i, i, gap, scratch, true, coefficients());
+      scan_rows(which, gap, coefficients());
+      team.for_each((n + kRowChunk - 1) / kRowChunk, [&](int c, int thread) {
+        for (int i = c * kRowChunk; i < std::min(n, (c + 1) * kRowChunk); ++i)
+          finish(i, i, gap, self.scratch[thread], true, coefficients());
       });
       done += n;
     }
-    team.for_each(
-        me, 0, [](int) {},
-        [&] {
-          stats.refreshed += static_cast<int64_t>(refresh.size());
-          refresh.clear();
-          load_batch();
-          lap(kRefresh);
-        });
+    stats.refreshed += static_cast<int64_t>(refresh.size());
+    refresh.clear();
+    load_batch();
+    lap(kRefresh);
   }
-  int chunk_rows = 0;
-  std::vector<int> identity;
 
-  void grow_lists() {
+  void scan_rows(const std::vector<int>& which, float gap, const float* coefficients) {
+    const int n = static_cast<int>(which.size());
+    plan = self.plan_scan(n, coefficients);
     const size_t lists = static_cast<size_t>(plan.groups) * plan.rows * plan.parts;
     if (self.lists.size() < lists) self.lists.resize(lists);
+    team.for_each(plan.groups * plan.parts, [&](int c, int) {
+      self.scan(which.data(), n, plan, c / plan.parts, c % plan.parts, gap, coefficients);
+    });
   }
 
   // Ends a scan of one row: its active neurons and, where certificates are in use, its record.
@@ -172,139 +158,108 @@ struct SdmlpTrainer::Impl::Run {
     }
   }
 
-  void step(Team::Member& me, ScratchRow& scratch) {
-    select(me, scratch);
+  void step() {
+    select();
     if (non_finite.load()) {
-      team.for_each(me, 0, [](int) {}, [&] { stop = true; });
+      stop = true;
     } else if (dense) {
-      dense_step(me);
+      dense_step();
     } else {
-      list_step(me);
+      list_step();
     }
   }
 
   // Each row's threshold and active neurons, by certificate or by a scan; outside the all-active phase its losses too.
-  void select(Team::Member& me, ScratchRow& scratch) {
+  void select() {
     const int n = static_cast<int>(batch);
     const bool certify = self.certificates.active();
-    team.for_each(
-        me, certify ? (n + kRowChunk - 1) / kRowChunk : 0,
-        [&](int c) {
-          for (int b = c * kRowChunk; b < std::min(n, (c + 1) * kRowChunk); ++b) {
-            if (b + 1 < n) self.certificates.prefetch(self.rows[b + 1].sample, self.weight);
-            Row& row = self.rows[b];
-            int count;
-            if (duplicates[b] ||
-                !self.certificates.certify(row.sample, row.x, self.weight, scratch, &count, &row.threshold))
-              continue;
-            row.certified = true;
-            if (self.threshold_only) continue;
-            self.activate(row, scratch.index.data(), scratch.score.data(), count, row.threshold);
-            self.forward(epoch, b, n);
-          }
-        },
-        [&] {
-          for (int b = 0; b < n; ++b)
-            if (!self.rows[b].certified) self.pending.push_back(b);
-          proved = n - static_cast<int>(self.pending.size());
-          if (!self.pending.empty()) self.certificates.take_snapshot(self.gaba);
-          lap(kSelect);
-        });
-    if (proved < n) scan_pending(me, scratch, certify ? self.certificates.gap() : 0.f, coefficients());
+    if (certify) {
+      team.for_each((n + kRowChunk - 1) / kRowChunk, [&](int c, int thread) {
+        const int end = std::min(n, (c + 1) * kRowChunk);  // rows of other chunks may be written to meanwhile
+        for (int b = c * kRowChunk; b < end; ++b) certify_row(b, b + 1 < end, self.scratch[thread]);
+      });
+    }
+    for (int b = 0; b < n; ++b)
+      if (!self.rows[b].certified) self.pending.push_back(b);
+    proved = n - static_cast<int>(self.pending.size());
+    if (!self.pending.empty()) self.certificates.take_snapshot(self.gaba);
+    lap(kSelect);
+    if (proved < n) scan_pending(certify ? self.certificates.gap() : 0.f, coefficients());
     if (!dense || non_finite.load()) return;
     // A row without any positive score breaks the all-active form: this step takes the lists of active neurons.
-    team.for_each(
-        me, 0, [](int) {},
-        [&] {
-          for (int b = 0; b < n; ++b) dense = dense && self.rows[b].threshold > 0;
-          if (!dense) {
-            self.pending.resize(n);
-            for (int b = 0; b < n; ++b) self.pending[b] = b;
-          }
-        });
-    if (!dense) scan_pending(me, scratch, 0.f, self.gaba.data());
+    for (int b = 0; b < n; ++b) dense = dense && self.rows[b].threshold > 0;
+    if (dense) return;
+    self.pending.resize(n);
+    for (int b = 0; b < n; ++b) self.pending[b] = b;
+    scan_pending(0.f, self.gaba.data());
   }
 
-  void scan_pending(Team::Member& me, ScratchRow& scratch, float gap, const float* coefficients) {
+  void certify_row(int b, bool more, ScratchRow& scratch) {
+    if (more) self.certificates.prefetch(self.rows[b + 1].sample, self.weight);
+    Row& row = self.rows[b];
+    int count;
+    if (duplicates[b] || !self.certificates.certify(row.sample, row.x, self.weight, scratch, &count, &row.threshold))
+      return;
+    row.certified = true;
+    if (self.threshold_only) return;
+    self.activate(row, scratch.index.data(), scratch.score.data(), count, row.threshold);
+    self.forward(epoch, b, static_cast<int>(batch));
+  }
+
+  void scan_pending(float gap, const float* coefficients) {
     const int n = static_cast<int>(batch), rest = static_cast<int>(self.pending.size());
-    team.for_each(
-        me, 0, [](int) {},
-        [&] {
-          plan = self.plan_scan(rest, coefficients);
-          grow_lists();
-        });
-    team.for_each(
-        me, plan.groups * plan.parts,
-        [&](int c) { self.scan(self.pending.data(), rest, plan, c / plan.parts, c % plan.parts, gap, coefficients); },
-        [&] { lap(kScan); });
-    team.for_each(
-        me, (rest + kRowChunk - 1) / kRowChunk,
-        [&](int c) {
-          for (int i = c * kRowChunk; i < std::min(rest, (c + 1) * kRowChunk); ++i) {
-            const int b = self.pending[i];
-            finish(b, i, gap, scratch, !duplicates[b], coefficients);
-            if (coefficients == self.gaba.data() && !non_finite.load(std::memory_order_relaxed))
-              self.forward(epoch, b, n);
-          }
-        },
-        [&] { lap(kForward); });
+    scan_rows(self.pending, gap, coefficients);
+    lap(kScan);
+    team.for_each((rest + kRowChunk - 1) / kRowChunk, [&](int c, int thread) {
+      for (int i = c * kRowChunk; i < std::min(rest, (c + 1) * kRowChunk); ++i) {
+        const int b = self.pending[i];
+        finish(b, i, gap, self.scratch[thread], !duplicates[b], coefficients);
+        if (coefficients == self.gaba.data() && !non_finite.load(std::memory_order_relaxed)) self.forward(epoch, b, n);
+      }
+    });
+    lap(kForward);
   }
 
-  void list_step(Team::Member& me) {
+  void list_step() {
     const int n = static_cast<int>(batch);
-    team.for_each(
-        me, kUpdateChunks, [&](int c) { self.backward(c, n, epoch.penalty); },
-        [&] {
-          double norm2 = 0;
-          for (const UpdateChunk& chunk : self.chunks) norm2 += chunk.norm2;
-          clip(norm2);
-          lap(kBackward);
-        });
-    team.for_each(
-        me, kUpdateChunks, [&](int c) { self.update(c, static_cast<float>(scale), epoch.penalty); },
-        [&] {
-          self.products_valid = false;
-          for (const UpdateChunk& chunk : self.chunks) {
-            touched_sum += static_cast<double>(chunk.neuron.size());
-            if (self.all_active())
-              for (int32_t j : chunk.neuron) self.highest_count = std::max(self.highest_count, self.counts[j]);
-          }
-          end_step();
-          next_batch();
-          lap(kUpdate);
-        });
+    team.for_each(kUpdateChunks, [&](int c, int) { self.backward(c, n, epoch.penalty); });
+    clip(0.0);
+    lap(kBackward);
+    team.for_each(kUpdateChunks, [&](int c, int) { self.update(c, static_cast<float>(scale), epoch.penalty); });
+    self.products_valid = false;
+    for (const UpdateChunk& chunk : self.chunks) {
+      touched_sum += static_cast<double>(chunk.neuron.size());
+      if (self.all_active())
+        for (int32_t j : chunk.neuron) self.highest_count = std::max(self.highest_count, self.counts[j]);
+    }
+    end_step();
   }
 
   // One step with every neuron active (sdmlp_dense.cpp).
-  void dense_step(Team::Member& me) {
+  void dense_step() {
     const int n = static_cast<int>(batch);
-    if (!self.products_valid)
-      team.for_each(me, kUpdateChunks, [&](int c) { self.dense_prepare(c); }, [&] { self.dense_collect(); });
-    team.for_each(me, (n + kRowChunk - 1) / kRowChunk, [&](int c) {
+    if (!self.products_valid) {
+      team.for_each(kUpdateChunks, [&](int c, int) { self.dense_prepare(c); });
+      self.dense_collect();
+    }
+    team.for_each((n + kRowChunk - 1) / kRowChunk, [&](int c, int) {
       for (int b = c * kRowChunk; b < std::min(n, (c + 1) * kRowChunk); ++b) self.dense_forward(epoch, b, n);
     });
-    team.for_each(me, static_cast<int>(self.C), [&](int c) { self.dense_gradient(c, n); }, [&] { lap(kDense); });
-    team.for_each(
-        me, kUpdateChunks, [&](int c) { self.dense_output_gradient(c); },
-        [&] {
-          double norm2 = self.dense_weight_norm2();
-          for (const UpdateChunk& chunk : self.chunks) norm2 += chunk.norm2;
-          clip(norm2);
-          lap(kBackward);
-        });
-    team.for_each(
-        me, kUpdateChunks, [&](int c) { self.dense_update(c, static_cast<float>(scale), n); },
-        [&] {
-          self.dense_collect();
-          self.highest_count += n;
-          touched_sum += static_cast<double>(self.R);
-          end_step();
-          next_batch();
-          lap(kUpdate);
-        });
+    team.for_each(static_cast<int>(self.C), [&](int c, int) { self.dense_gradient(c, n); });
+    lap(kDense);
+    team.for_each(kUpdateChunks, [&](int c, int) { self.dense_output_gradient(c); });
+    clip(self.dense_weight_norm2());
+    lap(kBackward);
+    team.for_each(kUpdateChunks, [&](int c, int) { self.dense_update(c, static_cast<float>(scale), n); });
+    self.dense_collect();
+    self.highest_count += n;
+    touched_sum += static_cast<double>(self.R);
+    end_step();
   }
 
+  // The clipping factor, from the ranges' squared norms and what is in none of them.
   void clip(double norm2) {
+    for (const UpdateChunk& chunk : self.chunks) norm2 += chunk.norm2;
     const double norm = std::sqrt(norm2);
     scale = std::min(1.0, self.cfg.max_grad_norm / (norm + 1e-6));
     grad_norm_sum += norm;
@@ -324,6 +279,8 @@ struct SdmlpTrainer::Impl::Run {
     self.certificates.step_done(batch);
     position += batch;
     ++steps;
+    next_batch();
+    lap(kUpdate);
   }
 
   void finish_stats() {
@@ -358,7 +315,6 @@ SdmlpStats SdmlpTrainer::train(const SdmlpEpoch& epoch, int threads) {
   if (self.rows.size() < rows) self.rows.resize(rows);
   self.y.resize(rows * self.Cp);
   self.dy.resize(rows * self.Cp);
-  self.scratch.resize(std::max<size_t>(self.scratch.size(), threads));
 
   if (epoch.penalty) self.prepare_penalty(*epoch.penalty);
   const bool dense = self.dense_form(epoch);
@@ -368,19 +324,15 @@ SdmlpStats SdmlpTrainer::train(const SdmlpEpoch& epoch, int threads) {
   }
   if (!self.cfg.exhaustive && !dense && self.last_active > 1e29) self.last_active = self.measure_active(epoch);
 
-  Impl::Run run(self, epoch, stats, threads);
+  self.use_threads(threads);
+  Impl::Run run(self, epoch, stats);
   run.mark = run.last_poll = now();
   run.place.assign(epoch.samples, -1);
   if (!self.cfg.exhaustive) {
     self.certificates.bind(epoch.x, epoch.samples);
     self.certificates.begin_epoch(dense ? static_cast<double>(self.K) : self.last_active);
   }
-  if (threads > 1) {
-    if (!self.pool || self.pool->threads() != threads) self.pool = std::make_unique<ThreadPool>(threads);
-    self.pool->run([&](int thread) { run.program(thread); });
-  } else {
-    run.program(0);
-  }
+  run.program();
   run.finish_stats();
   if (stats.steps > 0) self.last_active = stats.active_per_row;
   if (!self.cfg.exhaustive) self.certificates.end_epoch(stats.certified);

@@ -93,6 +93,11 @@ void SdmlpTrainer::Impl::load_state() {
   certificates.set_gaba(gaba);
 }
 
+void SdmlpTrainer::Impl::use_threads(int threads) {
+  if (!team || team->threads() != threads) team = std::make_unique<Team>(threads);
+  if (static_cast<int>(scratch.size()) < threads) scratch.resize(threads);
+}
+
 // Brings the caller's (C, R) output weights up to date with the neurons that changed.
 void SdmlpTrainer::Impl::write_output() {
   for (size_t w = 0; w < stale_output.size(); ++w) {
@@ -118,56 +123,38 @@ bool SdmlpTrainer::infer(const float* x, int64_t samples, int threads, float* lo
   std::vector<float> outputs(static_cast<size_t>(kBatch) * self.Cp);
   if (activations) activations->offsets.assign(1, 0);
   std::atomic<bool> finite{true};
-  Team team(threads);
-  const auto program = [&](int) {
-    Team::Member me;
-    for (int64_t begin = 0; begin < samples; begin += kBatch) {
-      const int n = static_cast<int>(std::min(kBatch, samples - begin));
-      const Impl::ScanPlan plan = self.plan_scan(n, self.gaba.data());
-      team.for_each(
-          me, 0, [](int) {},
-          [&] {
-            for (int i = 0; i < n; ++i) self.rows[i].x = x + (begin + i) * self.D;
-            const size_t lists = static_cast<size_t>(plan.groups) * plan.rows * plan.parts;
-            if (self.lists.size() < lists) self.lists.resize(lists);
-          });
-      team.for_each(me, plan.groups * plan.parts, [&](int c) {
-        self.scan(which.data(), n, plan, c / plan.parts, c % plan.parts, 0.f, self.gaba.data());
-      });
-      team.for_each(
-          me, n,
-          [&](int i) {
-            if (!self.finish_scan(i, i, plan, 0.f, self.gaba.data())) {
-              finite.store(false);
-              self.rows[i].count = 0;
-            }
-            const Row& row = self.rows[i];
-            if (logits) {
-              float* y = &outputs[static_cast<size_t>(i) * self.Cp];
-              self.kernel.output_row(row.index.data(), row.h.data(), row.count, self.output.data(), self.Cp, y);
-              std::copy_n(y, self.C, logits + (begin + i) * self.C);
-            }
-          },
-          [&] {
-            for (int i = 0; i < n; ++i) {
-              const Row& row = self.rows[i];
-              for (int e = 0; e < row.count; ++e) {
-                if (frequencies) ++frequencies[row.index[e]];
-                if (activations && keep[row.index[e]]) {
-                  activations->indices.push_back(row.index[e]);
-                  activations->values.push_back(row.h[e]);
-                }
-              }
-              if (activations) activations->offsets.push_back(static_cast<int64_t>(activations->indices.size()));
-            }
-          });
+  self.use_threads(threads);
+  for (int64_t begin = 0; begin < samples; begin += kBatch) {
+    const int n = static_cast<int>(std::min(kBatch, samples - begin));
+    const Impl::ScanPlan plan = self.plan_scan(n, self.gaba.data());
+    for (int i = 0; i < n; ++i) self.rows[i].x = x + (begin + i) * self.D;
+    const size_t lists = static_cast<size_t>(plan.groups) * plan.rows * plan.parts;
+    if (self.lists.size() < lists) self.lists.resize(lists);
+    self.team->for_each(plan.groups * plan.parts, [&](int c, int) {
+      self.scan(which.data(), n, plan, c / plan.parts, c % plan.parts, 0.f, self.gaba.data());
+    });
+    self.team->for_each(n, [&](int i, int) {
+      Row& row = self.rows[i];
+      if (!self.finish_scan(i, i, plan, 0.f, self.gaba.data())) {
+        finite.store(false);
+        row.count = 0;
+      }
+      if (!logits) return;
+      float* y = &outputs[static_cast<size_t>(i) * self.Cp];
+      self.kernel.output_row(row.index.data(), row.h.data(), row.count, self.output.data(), self.Cp, y);
+      std::copy_n(y, self.C, logits + (begin + i) * self.C);
+    });
+    for (int i = 0; i < n; ++i) {
+      const Row& row = self.rows[i];
+      for (int e = 0; e < row.count; ++e) {
+        if (frequencies) ++frequencies[row.index[e]];
+        if (activations && keep[row.index[e]]) {
+          activations->indices.push_back(row.index[e]);
+          activations->values.push_back(row.h[e]);
+        }
+      }
+      if (activations) activations->offsets.push_back(static_cast<int64_t>(activations->indices.size()));
     }
-  };
-  if (threads > 1) {
-    if (!self.pool || self.pool->threads() != threads) self.pool = std::make_unique<ThreadPool>(threads);
-    self.pool->run([&](int thread) { program(thread); });
-  } else {
-    program(0);
   }
   return finite.load();
 }

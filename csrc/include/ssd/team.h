@@ -1,90 +1,57 @@
-// Phases for threads that run the same program: every thread calls the same for_each / single in the same order.
-// A phase is cut into chunks that are claimed one by one, so a thread that lost its core delays the others by one
-// chunk and not by its whole share. Waits spin for a bounded time, then sleep.
+// The engine's threads. One thread runs the program; a phase of it is cut into chunks that all threads claim one by
+// one. The phase ends when every chunk is done, not when every thread has come by: a thread that lost its core holds up
+// at most the chunk it was working on. Waits spin for a bounded time, then sleep (futex).
 #pragma once
 
 #include <atomic>
-#include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <mutex>
+#include <thread>
+#include <vector>
 
 namespace ssd::cpu {
 
 class Team {
  public:
-  explicit Team(int threads, int spin_us = 50) : threads_(threads), spin_us_(spin_us) {}
-  int threads() const { return threads_; }
+  // threads: in all, the calling one (thread 0) included. `spin_us`: how long a wait spins before it sleeps.
+  explicit Team(int threads, int spin_us = 50);
+  ~Team();
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
 
-  // A thread's place in the program; one per thread, made when it enters.
-  struct Member {
-    unsigned phase = 0;
-  };
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // body(chunk) for chunk = 0 .. chunks - 1, each once, on whichever thread claims it; then last() once; then all go
-  // on.
-  template <class Body, class Last>
-  void for_each(Member& member, int chunks, Body&& body, Last&& last) {
-    std::atomic<int>& next = next_[member.phase % kCounters];
-    for (;;) {
-      const int chunk = next.fetch_add(1, std::memory_order_relaxed);
-      if (chunk >= chunks) break;
-      body(chunk);
-    }
-    wait(member, last);
-  }
+  // body(chunk, thread) for chunk = 0 .. chunks - 1 (at most 65 535), each once, on whichever thread claims it. Returns
+  // when all are done. For one calling thread at a time; a body may not call for_each.
   template <class Body>
-  void for_each(Member& member, int chunks, Body&& body) {
-    for_each(member, chunks, body, [] {});
+  void for_each(int chunks, Body&& body) {
+    if (workers_.empty() || chunks <= 1) {
+      for (int chunk = 0; chunk < chunks; ++chunk) body(chunk, 0);
+      return;
+    }
+    run(
+        chunks, [](void* context, int chunk, int thread) { (*static_cast<Body*>(context))(chunk, thread); },
+        const_cast<void*>(static_cast<const void*>(&body)));
   }
 
  private:
-  static constexpr unsigned kCounters = 4;
+  void run(int chunks, void (*body)(void*, int, int), void* context);
+  void work(int thread);
+  bool claim(int thread);  // does one chunk; false when none is left
 
-  template <class Last>
-  void wait(Member& member, Last&& last) {
-    const unsigned phase = member.phase++;
-    if (threads_ == 1) {
-      last();
-      next_[phase % kCounters].store(0, std::memory_order_relaxed);
-      return;
-    }
-    const unsigned generation = generation_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1) + 1 == threads_) {
-      last();
-      next_[phase % kCounters].store(0, std::memory_order_relaxed);  // all have left it; used again four phases on
-      arrived_.store(0, std::memory_order_relaxed);
-      generation_.fetch_add(1);
-      if (sleepers_.load() > 0) {
-        {
-          std::lock_guard<std::mutex> lock(mutex_);
-        }  // a thread between its test and its sleep holds it
-        wake_.notify_all();
-      }
-      return;
-    }
-    const auto done = [&] { return generation_.load() != generation; };
-    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(spin_us_);
-    do {
-      for (int i = 0; i < 64; ++i) {
-        if (done()) return;
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#endif
-      }
-    } while (std::chrono::steady_clock::now() < end);
-    std::unique_lock<std::mutex> lock(mutex_);
-    sleepers_.fetch_add(1);
-    wake_.wait(lock, done);
-    sleepers_.fetch_sub(1);
-  }
-
-  const int threads_, spin_us_;
-  std::atomic<int> next_[kCounters] = {};
-  std::atomic<int> arrived_{0};
-  std::atomic<unsigned> generation_{0};
+  std::vector<std::thread> workers_;
+  // Phase number (32 bits), chunks (16), next chunk (16): a claim is one compare-and-swap, and fails in another phase.
+  std::atomic<uint64_t> ticket_{0};
+  std::atomic<int> done_{0};
   std::atomic<int> sleepers_{0};
+  std::atomic<bool> caller_sleeps_{false}, stop_{false};
   std::mutex mutex_;
-  std::condition_variable wake_;
+  std::condition_variable wake_, finished_;
+  void (*body_)(void*, int, int) = nullptr;
+  void* context_ = nullptr;
+  uint32_t phase_ = 0;
+  int spin_us_;
 };
 
 }  // namespace ssd::cpu
