@@ -101,5 +101,16 @@ def main() -> int:
     return 0
 
 
+def installed_elsewhere() -> bool:
+    """Whether this is the bare source of a checkout, found only because it is the current folder, beside an installation."""
+    here = Path(__file__).resolve().parent
+    if sys.flags.safe_path or here.parent != Path.cwd() or any(here.glob("_cpu*.so")):
+        return False
+    others = [entry for entry in sys.path if Path(entry or ".").resolve() != here.parent]
+    return any(True for _ in importlib.metadata.distributions(name="ssd-kernels", path=others))
+
+
 if __name__ == "__main__":
+    if installed_elsewhere():
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "ssd_kernels", *sys.argv[1:]])
     sys.exit(main())

@@ -109,6 +109,17 @@ def test_doctor_says_what_runs():
         assert re.search(rf"{op} +auto = {_backend.resolve('auto', op, torch.device('cpu'))}", result.stdout)
 
 
+def test_doctor_in_a_bare_checkout_tells_of_the_installation(tmp_path):
+    # The current folder comes first on the path of `python -m`: sources without compiled modules must not be reported.
+    shutil.copytree(PACKAGE, tmp_path / "ssd_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    done = subprocess.run(
+        [sys.executable, "-m", "ssd_kernels"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert str(tmp_path) not in done.stdout, done.stdout
+    assert "not built: ModuleNotFoundError" not in done.stdout, done.stdout
+
+
 def test_doctor_without_native_modules(without_native):
     result = run_python("-m", "ssd_kernels", env=without_native)
     assert result.returncode == 0, result.stderr
