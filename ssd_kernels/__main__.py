@@ -102,7 +102,7 @@ def main() -> int:
 
 
 def installed_elsewhere() -> bool:
-    """Whether this is the bare source of a checkout, found only because it is the current folder, beside an installation."""
+    """Whether this is a checkout's bare source, found because it is the current folder, beside an installation."""
     here = Path(__file__).resolve().parent
     if sys.flags.safe_path or here.parent != Path.cwd() or any(here.glob("_cpu*.so")):
         return False
