@@ -304,9 +304,17 @@ def test_an_interrupt_stops_at_a_step_boundary() -> None:
     asked = []
     stats = engine.train_epoch(x, y, order, should_stop=lambda: asked.append(1) or len(asked) >= 3)
     assert 0 < stats.steps < len(order) / 128
-    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    # The signal comes once training has begun, however long the checks before it take.
+    started = []
+
+    def signal_soon() -> bool:
+        if not started:
+            started.append(threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)))
+            started[0].start()
+        return False
+
     with pytest.raises(KeyboardInterrupt):
-        engine.train_epoch(x, y, order)
+        engine.train_epoch(x, y, order, should_stop=signal_soon)
     steps = engine.last_stats.steps
     assert 0 < steps < len(order) / 128
     again = SDMLPEngine(*model(2000, 64, 3), k=4, gaba_switch=None)
