@@ -132,7 +132,7 @@ def test_kernels_never_import_the_training_layer(path):
 def test_an_operation_is_one_folder_with_the_same_files(folder):
     # The trainer is no torch operation but an object with state: native.py stands where others register theirs.
     binding = "native.py" if folder.name == "sdmlp_trainer" else "ops.py"
-    for name in ("api.py", binding, "reference.py"):
+    for name in ("api.py", binding, "reference.py", "README.md"):
         assert (folder / name).exists(), f"{name_of(folder)}/{name} is missing"
     above = {"reference": ("ops", "api"), "ops": ("api",)}
     for stem, forbidden in above.items():
