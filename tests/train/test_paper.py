@@ -50,6 +50,8 @@ def test_finished_runs_are_not_trained_again(out, capsys):
 
 
 def test_table3_has_the_relative_reduction(out):
+    argv = ["paper", "table3", "--data", "digits", "--seeds", "0,1", *TINY, "--workers", "0", "--out", str(out)]
+    assert cli.main(argv) == 0
     cells = json.loads((out / "table3.json").read_text())["cells"]
     bwt = {c["row"]: c["mean"] for c in cells if "mean BWT" in c["column"]}
     reduction = next(c["mean"] for c in cells if "reduction" in c["column"])
