@@ -548,7 +548,7 @@ void exp_rows(double* x, int64_t n) {
     p = p * r + 0.5;
     p = p * r + 1.0;
     p = p * r + 1.0;
-    int64_t bits;
+    uint64_t bits;
     std::memcpy(&bits, &shifted, 8);
     bits = (bits + 1023) << 52;  // the low bits of `shifted` hold k
     double power;
