@@ -21,7 +21,7 @@ def load(path: Path) -> Dataset:
                 raise BadInput(f"{path}: one .npy array; expected an .npz archive with {', '.join(KEYS)}")
             missing = [key for key in KEYS if key not in file.files]
             if missing:
-                found = ", ".join(sorted(file.files)) or "no keys"
+                found = ", ".join(sorted(file.files))[:200] or "no keys"
                 raise BadInput(f"{path}: missing {', '.join(missing)}; expected {', '.join(KEYS)}, found {found}")
             arrays = {key: _tensor(file[key], path, key) for key in KEYS}
     except BadInput:
@@ -29,13 +29,14 @@ def load(path: Path) -> Dataset:
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
-        raise BadInput(f"{path}: not a whole .npz file without pickles ({error})") from None
+        reason = " ".join(str(error).split())[:200]  # numpy quotes a whole damaged header
+        raise BadInput(f"{path}: not a whole .npz file without pickles ({reason})") from None
     return build(path.stem, file_sha256(path), arrays, str(path))
 
 
 def _tensor(array: np.ndarray, path: Path, key: str) -> torch.Tensor:
     if array.dtype.kind not in "fiu":
-        raise BadInput(f"{path}: {key} has dtype {array.dtype}; expected numbers")
+        raise BadInput(f"{path}: {key} has dtype {str(array.dtype)[:200]}; expected numbers")
     native = array.astype(array.dtype.newbyteorder("="))
     if native.dtype.kind == "u" and native.dtype.itemsize > 1:
         native = native.astype(np.int64)
