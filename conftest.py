@@ -19,6 +19,10 @@ ROOT = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in (ROOT, Path.cwd())]
 os.environ["PYTHONSAFEPATH"] = "1"
 
+# Without a GPU the Triton kernels run in Triton's interpreter. It must be chosen before anything imports triton.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 def _require_compiled_package() -> None:
     """Stops the run where the tests would have nothing compiled to test: that is a failure, not a skip."""

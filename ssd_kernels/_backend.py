@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 
@@ -19,6 +20,11 @@ TRITON_OPERATIONS: frozenset[str] = frozenset()
 CUDA_OPERATIONS: frozenset[str] = frozenset()
 
 
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def missing_reason(backend: str, op: str, device: torch.device) -> str:
     """Why `backend` cannot run `op` on `device`; empty when it can."""
     match backend:
@@ -34,10 +40,10 @@ def missing_reason(backend: str, op: str, device: torch.device) -> str:
         case "triton":
             if op not in TRITON_OPERATIONS:
                 return f"it has no kernel for {op} yet"
-            if importlib.util.find_spec("triton") is None:
+            if not _has_triton():
                 return "triton is not installed"
             if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-                return "without a GPU it runs only under TRITON_INTERPRET=1"
+                return "it takes CUDA tensors; CPU tensors only in its interpreter (TRITON_INTERPRET=1 from the start)"
             return ""
         case "cuda":
             if op not in CUDA_OPERATIONS:

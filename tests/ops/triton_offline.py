@@ -1,0 +1,141 @@
+"""Compiles Triton kernels to cubins without a GPU and reads what the assembler made of them.
+
+Run as a process of its own, without TRITON_INTERPRET: `python tests/ops/triton_offline.py CASE...` prints one JSON
+object per line. A case is a name of CASES: a call of an operation on meta tensors. Its launches are recorded as they
+would go to a GPU, with the constants that the shape heuristics pick and the argument specialisation that Triton's own
+launcher would see, and compiled for that GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+# Multiprocessors of an A100, an H100 or H200 and a B200.
+MULTIPROCESSORS = {80: 108, 90: 132, 100: 148}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """One compiled kernel.
+
+    Attributes:
+        kernel: its name.
+        capability: 80, 90 or 100.
+        registers: per thread.
+        spills: bytes of local memory per thread; 0 means that nothing was spilled.
+        shared: bytes of shared memory per program.
+        tensor_cores: how many tensor-core instructions of each kind its SASS holds.
+    """
+
+    kernel: str
+    capability: int
+    registers: int
+    spills: int
+    shared: int
+    tensor_cores: dict[str, int]
+
+
+def tools() -> Path | None:
+    """The folder of the disassembler inside the triton package, or None; the assembler is beside it."""
+    import triton.backends.nvidia as nvidia
+
+    folder = Path(nvidia.__file__).parent / "bin"
+    return folder if all((folder / name).exists() for name in ("ptxas", "cuobjdump", "nvdisasm")) else None
+
+
+def _specialised(launch: object) -> tuple[dict[str, str], dict[tuple[int, ...], object], dict[tuple[int, ...], list]]:
+    """Signature, constants and attributes of a launch: pointers and sizes that 16 divides are known as such."""
+    names = launch.kernel.arg_names
+    values = {**dict(zip(names, launch.arguments)), **launch.constants}
+    assert set(values) == set(names), f"{launch.kernel.__name__}: {set(values) ^ set(names)} do not fit its arguments"
+    types = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32",
+             torch.int64: "i64", torch.bool: "i1", torch.float64: "fp64", torch.uint8: "u8"}  # fmt: skip
+    signature, constants, attributes = {}, {}, {}
+    for position, name in enumerate(names):
+        value = values[name]
+        if name in launch.constants or value is None or (isinstance(value, int) and value == 1):
+            signature[name], constants[(position,)] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = "*" + types[value.dtype]
+            attributes[(position,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, int):
+            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(position,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32"
+    return signature, constants, attributes
+
+
+def compile_launch(launch: object, capability: int) -> Report:
+    """The report of one recorded launch.
+
+    Args:
+        launch: from `ssd_kernels._triton.recording`.
+        capability: 80, 90 or 100.
+
+    Raises:
+        Whatever Triton's compiler or the assembler raises.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature, constants, attributes = _specialised(launch)
+    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    folder = tools()
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _run(folder / "cuobjdump", "--dump-resource-usage", file.name)
+        listing = _run(folder / "nvdisasm", "-c", file.name)
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    kinds = re.findall(r"\b(HMMA|HGMMA|UTC\w*MMA|IMMA|QGMMA|DMMA)\b", listing)
+    return Report(
+        launch.kernel.__name__, capability, int(found[1]), int(found[2]) + int(found[3]), compiled.metadata.shared,
+        {kind: kinds.count(kind) for kind in sorted(set(kinds))},
+    )  # fmt: skip
+
+
+def _run(*command: object) -> str:
+    return subprocess.run([str(part) for part in command], check=True, text=True, stdout=subprocess.PIPE).stdout
+
+
+def reports(call: Callable[[], object], capability: int) -> Iterator[Report]:
+    """Compiles every distinct launch that `call` makes on meta tensors."""
+    from ssd_kernels import _triton
+
+    with _triton.recording(_triton.Machine(capability, MULTIPROCESSORS[capability])) as launches:
+        call()
+    seen = set()
+    for launch in launches:
+        key = str((launch.kernel.__name__, _specialised(launch), launch.num_warps, launch.num_stages))
+        if key not in seen:
+            seen.add(key)
+            yield compile_launch(launch, capability)
+
+
+# Each case: a call on meta tensors. Keys are `operation/what/shape`.
+CASES: dict[str, Callable[[], object]] = {}
+
+
+def main(names: list[str]) -> None:
+    for name in names:
+        case, _, capability = name.partition("@")
+        for report in reports(CASES[case], int(capability)):
+            print(json.dumps({"case": name, **dataclasses.asdict(report)}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
