@@ -57,7 +57,6 @@ def missing_reason(backend: str, op: str, device: torch.device) -> str:
             return f"there is no such backend (allowed: {allowed})"
 
 
-@torch.compiler.assume_constant_result  # torch.compile runs it instead of tracing it
 def resolve(backend: str, op: str, device: torch.device) -> str:
     """The backend that runs `op` on `device`: the one named, or for "auto" the fastest one present.
 
@@ -74,3 +73,8 @@ def resolve(backend: str, op: str, device: torch.device) -> str:
     if reason := missing_reason(backend, op, device):
         raise ValueError(f"backend={backend!r} cannot run {op}: {reason}")
     return backend
+
+
+# torch.compile runs it instead of tracing it: what torch.compiler.assume_constant_result does, which would import
+# torch._dynamo and with it triton.
+resolve._dynamo_marked_constant = True
