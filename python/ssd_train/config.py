@@ -62,6 +62,8 @@ class TrainConfig:
     coef: float | None = _option(None, "weight of a penalty; by default what the SDMLP paper used on CIFAR")
     beta: float | None = _option(None, "factor of the logits where importance is measured (ewc, si, mas)")
     estimator: str | None = _option(None, "how importance is estimated; ewc: batch-argmax, sample-true, exact, ...")
+    online: float | None = _option(None, "one penalty instead of one per task: factor of the older importance; "
+                                   "the task's is added to it (ewc) or weighs 1 - online (mas)")  # fmt: skip
     importance_samples: int = _option(2048, "samples per task that importance is measured on; 0: all (ewc, mas)")
     order: str = _option("ordinal", "order of the classes: ordinal, seed:N, numpy:N, or seed (the run's seed)")
     classes_per_task: int = _option(2, "classes per task; the last task takes what is left")
@@ -161,6 +163,9 @@ def check(config: TrainConfig) -> None:
     need(config.hidden == "activations" or config.layers == 1, "hidden", "activations with more than one hidden layer")
     need(config.coef is None or (math.isfinite(config.coef) and config.coef >= 0), "coef", "0 or more")
     need(config.beta is None or (math.isfinite(config.beta) and config.beta > 0), "beta", "a positive number")
+    need(config.online is None or 0 <= config.online <= 1, "online", "0 .. 1, or null")
+    online = config.online is None or config.method in ("ewc", "ssd+ewc", "mas")
+    need(online, "online", f"null: {config.method} has one way")
     need(config.importance_samples >= 0, "importance_samples", "0 or more")
     estimators = getattr(METHODS[config.method], "estimators", ())
     listed = ", ".join(estimators) or f"nothing: {config.method} has one way"

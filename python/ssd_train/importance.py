@@ -18,7 +18,8 @@ import ssd_kernels
 from .model import EPS, SDMLP, ReLUMLP
 
 BATCH = 512
-ESTIMATORS = ("batch-argmax", "batch-true", "batch-sampled", "sample-argmax", "sample-true", "sample-sampled", "exact")
+ESTIMATORS = ("batch-argmax", "batch-true", "batch-sampled", "sample-argmax", "sample-true", "sample-sampled", "exact",
+              "mean-argmax", "mean-true", "mean-sampled")  # fmt: skip
 
 
 class Layer(NamedTuple):
@@ -54,23 +55,26 @@ def layers_of(model: nn.Module, x: Tensor) -> list[Layer]:
 
 
 def fisher(model: nn.Module, x: Tensor, y: Tensor, estimator: str, beta: float,
-           generator: torch.Generator | None = None) -> dict[str, Tensor]:  # fmt: skip
+           generator: torch.Generator | None = None, batch_size: int = BATCH) -> dict[str, Tensor]:  # fmt: skip
     """Diagonal Fisher information of every weight, the mean over the samples.
 
     With l_b = -log softmax(beta y_b)[label]: `batch-*` is (d/dw sum of l_b over a batch of 512)^2, added over batches
-    and divided by the samples; `sample-*` is the mean of (d/dw l_b)^2, exact for the labels taken. Labels are the
-    argmax of the logits, the true ones, or drawn from the softmax. `exact` is the mean over samples of the expectation
-    over all labels.
+    and divided by the samples; `sample-*` is the mean of (d/dw l_b)^2, exact for the labels taken; `mean-*` is
+    (d/dw mean of l_b over a batch)^2, its mean over batches of `batch_size` (`mean-true` is avalanche-lib's). Labels
+    are the argmax of the logits, the true ones, or drawn from the softmax. `exact` is the mean over samples of the
+    expectation over all labels.
 
     Args:
         x: (N, D) prepared inputs. y: (N,) int64. generator: draws the labels of `*-sampled`.
+        batch_size: samples of a batch for `mean-*`; the others take 512 at a time.
 
     Returns:
         One tensor per parameter, of its shape.
     """
     kind, _, labels = estimator.partition("-")
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    for part, targets in zip(x.split(BATCH), y.split(BATCH)):
+    size = batch_size if kind == "mean" else BATCH
+    for part, targets in zip(x.split(size), y.split(size)):
         layers = layers_of(model, part)
         scaled = beta * layers[-1].z
         if kind == "exact":
@@ -82,31 +86,36 @@ def fisher(model: nn.Module, x: Tensor, y: Tensor, estimator: str, beta: float,
             case "sampled":
                 probabilities = scaled.detach().softmax(1).cpu()
                 targets = torch.multinomial(probabilities, 1, generator=generator).flatten().to(scaled.device)
-        loss = F.cross_entropy(scaled, targets, reduction="sum")
+        loss = F.cross_entropy(scaled, targets, reduction="mean" if kind == "mean" else "sum")
         for layer, gradient in zip(layers, _gradients(loss, layers)):
             if kind == "sample":
                 _add_linear(total, layer, gradient.square(), layer.x.detach().square())
             else:
                 _add_squared_batch(total, layer, gradient)
-    return {name: value / len(x) for name, value in total.items()}
+    count = -(-len(x) // size) if kind == "mean" else len(x)
+    return {name: value / count for name, value in total.items()}
 
 
-def sensitivity(model: nn.Module, x: Tensor, per_sample: bool, beta: float) -> dict[str, Tensor]:
+def sensitivity(model: nn.Module, x: Tensor, estimator: str, beta: float, batch_size: int = BATCH) -> dict[str, Tensor]:
     """MAS: how strongly the squared length of beta y reacts to each weight, |d ||beta y||^2 / dw|, mean over samples.
 
-    Per batch of 512 the absolute value of the sum is taken, or with `per_sample` the sum of absolute values.
+    `batch` takes the absolute value of the sum over a batch of 512, `sample` that of each sample; `mean` the absolute
+    value of the mean over a batch of `batch_size`, and its mean over batches (avalanche-lib's).
     """
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    for part in x.split(BATCH):
+    size = batch_size if estimator == "mean" else BATCH
+    for part in x.split(size):
         layers = layers_of(model, part)
-        for layer, gradient in zip(layers, _gradients((beta * layers[-1].z).square().sum(), layers)):
-            if per_sample:
+        length = (beta * layers[-1].z).square().sum() / (len(part) if estimator == "mean" else 1)
+        for layer, gradient in zip(layers, _gradients(length, layers)):
+            if estimator == "sample":
                 _add_linear(total, layer, gradient.abs(), layer.x.detach().abs())
             else:
                 total[layer.names[0]] += (gradient.T @ layer.x.detach()).abs()
                 if len(layer.names) > 1:
                     total[layer.names[1]] += gradient.sum(0).abs()
-    return {name: value / len(x) for name, value in total.items()}
+    count = -(-len(x) // size) if estimator == "mean" else len(x)
+    return {name: value / count for name, value in total.items()}
 
 
 def _gradients(loss: Tensor, layers: list[Layer]) -> list[Tensor]:
@@ -177,8 +186,13 @@ class Quadratic:
             self.importance[name] = total
 
     @torch.no_grad()
-    def replace(self, model: nn.Module, importance: dict[str, Tensor]) -> None:
-        """One term with the present weights as its anchor, instead of what was there (SI, L2)."""
+    def replace(self, model: nn.Module, importance: dict[str, Tensor], old: float = 0.0, new: float = 1.0) -> None:
+        """One term with the present weights as its anchor, instead of what was there (SI, L2, online EWC and MAS).
+
+        Its importance is `old` times that of before plus `new` times the one given; the first one is taken as it is.
+        """
+        if self.importance and old:
+            importance = {name: old * self.importance[name] + new * value for name, value in importance.items()}
         self.importance = {name: value.clone() for name, value in importance.items()}
         self.anchor = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.constant = 0.0

@@ -110,16 +110,46 @@ def test_per_sample_fisher_is_much_faster_than_the_loop():
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("per_sample", [False, True])
-def test_mas(kind, per_sample):
+def test_mean_fisher_is_the_mean_over_batches(kind):
+    """(gradient of the mean loss)^2 in batches of the size given, the last one smaller; each batch counts alike."""
+    model, (x, y), beta = network(kind), samples(70), 0.8
+    wanted = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for part, labels in zip(x.split(32), y.split(32)):
+        loss = F.cross_entropy(beta * model(part, normalized=True).logits, labels)
+        for name, g in gradients(model, loss).items():
+            wanted[name] += g**2 / 3
+    for name, value in fisher(model, x, y, "mean-true", beta, batch_size=32).items():
+        assert torch.allclose(value, wanted[name], rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("estimator, size", [("batch", 30), ("sample", 1), ("mean", 8)])
+def test_mas(kind, estimator, size):
     model, (x, _), beta = network(kind), samples(30), 0.5
     wanted = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    for part in x.split(1) if per_sample else [x]:
-        length = (beta * model(part, normalized=True).logits).square().sum()
+    for part in x.split(size):
+        length = (beta * model(part, normalized=True).logits).square().sum(1)
+        length = length.mean() / 4 if estimator == "mean" else length.sum() / len(x)
         for name, g in gradients(model, length).items():
-            wanted[name] += g.abs() / len(x)
-    for name, value in sensitivity(model, x, per_sample, beta).items():
+            wanted[name] += g.abs()
+    for name, value in sensitivity(model, x, estimator, beta, size).items():
         assert torch.allclose(value, wanted[name], rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("method, new", [("ewc", 1.0), ("mas", 0.7)])
+def test_online_importance_is_one_term(method, new, tmp_path):
+    """The first task's importance is kept whole; later ones are added to 0.3 of it; the anchor is the latest."""
+    trainer = Trainer(config(method, online=0.3, model="relu"), data.load("digits"), 0, tmp_path)
+    given, replace = [], trainer.method.quadratic.replace
+    trainer.method.quadratic.replace = lambda model, importance, *factors: (
+        given.append(importance) or replace(model, importance, *factors)
+    )
+    trainer.fit()
+    quadratic, (first, second, third) = trainer.method.quadratic, given
+    for name, parameter in trainer.model.named_parameters():
+        wanted = 0.3 * (0.3 * first[name] + new * second[name]) + new * third[name]
+        assert torch.allclose(quadratic.importance[name], wanted) and torch.equal(quadratic.anchor[name], parameter)
+    assert "online 0.3" in trainer.method.estimator()
 
 
 def test_merged_quadratic_is_the_sum_of_its_terms():

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 
 class EWC(Penalized):
-    """coef sum over tasks of F (w - a)^2, without a factor 1/2; not online EWC.
+    """coef sum over tasks of F (w - a)^2, without a factor 1/2.
 
-    The default estimator is the one of the SDMLP paper: per batch of 512, with the argmax as label and the logits
+    With `--online g` there is one term instead of one per task (online EWC): F = g F_before + F_task, and the latest
+    weights are its anchor. The default estimator is the one of the SDMLP paper: per batch of 512, with the argmax as label and the logits
     scaled by beta. On MNIST it used coef 200 (pixels in 0 .. 255) or 20000 (0 .. 1) and beta 0.005.
     """
 
@@ -27,8 +28,14 @@ class EWC(Penalized):
     def after_task(self, trainer: Trainer) -> None:
         super().after_task(trainer)
         rows = self.importance_rows(trainer)
-        information = fisher(trainer.model, trainer.x[rows], trainer.y[rows], self.kind, self.beta, trainer.generator)
-        self.quadratic.add(trainer.model, information)
+        information = fisher(
+            trainer.model, trainer.x[rows], trainer.y[rows], self.kind, self.beta, trainer.generator,
+            self.config.batch_size,
+        )  # fmt: skip
+        if self.config.online is None:
+            self.quadratic.add(trainer.model, information)
+        else:
+            self.quadratic.replace(trainer.model, information, self.config.online)
 
     def estimator(self) -> str:
         return f"Fisher {super().estimator()}, {self.config.importance_samples or 'all'} samples per task"

@@ -56,8 +56,10 @@ class Penalized(Method):
         return terms
 
     def importance_rows(self, trainer: Trainer) -> Tensor:
-        """Which of the task's samples the importance is measured on, drawn from the run's own generator."""
-        count = min(self.config.importance_samples or len(trainer.x), len(trainer.x))
+        """Which of the task's samples the importance is measured on: all in their order, or a random draw."""
+        if not self.config.importance_samples:
+            return torch.arange(len(trainer.x))
+        count = min(self.config.importance_samples, len(trainer.x))
         return torch.randperm(len(trainer.x), generator=trainer.generator)[:count]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -75,4 +77,5 @@ class Penalized(Method):
 
     def estimator(self) -> str:
         kind = f"{self.kind}, " if self.kind else ""
-        return f"{kind}coef {self.coef:g}, beta {self.beta:g}"
+        online = "" if self.config.online is None else f", online {self.config.online:g}"
+        return f"{kind}coef {self.coef:g}, beta {self.beta:g}{online}"
