@@ -2,6 +2,7 @@
 //   sdmlp_trainer.cpp  the step loop and inference        sdmlp_select.cpp        exact winners by scanning
 //   sdmlp_update.cpp   gradients and update of the rows   sdmlp_certificates.cpp  exact winners without scanning
 //   sdmlp_loss.cpp     outputs, losses, their gradients      sdmlp_dense.cpp    the phase with every neuron active
+//   sdmlp_tiles.cpp    the form for many active neurons
 #pragma once
 
 #include <chrono>
@@ -22,6 +23,7 @@ struct Row {
   int64_t sample = 0;
   float threshold = 0;
   bool certified = false;
+  bool duplicate = false;        // its sample stands in the batch twice
   int count = 0;                 // active neurons
   std::vector<int32_t> index;    // (count,)
   std::vector<float> h, dh;      // (count,) activation, and the loss's gradient
@@ -50,6 +52,10 @@ constexpr int kScanBlock = 48;      // neurons scored before their survivors are
 constexpr int kScanRows = 32;       // rows that share one pass over the weights
 constexpr int kPreselectRows = 64;  // the same where W is rounded to bf16 on the way: more rows share the rounding
 
+constexpr double kTileActive = 64;             // active neurons per row from which a step keeps no lists
+constexpr int64_t kTileBytes = int64_t{1} << 30;  // bound of the scores that it keeps instead
+constexpr int kTileSparse = 3;                 // a neuron's gradient is masked when B / 3 rows have it active, else a list
+
 // The neurons of one range that a step touched, ascending, with their gradients.
 struct UpdateChunk {
   int64_t begin = 0, end = 0;          // neurons
@@ -62,7 +68,7 @@ struct UpdateChunk {
   std::vector<float> gradient;         // (slots, D)
   std::vector<float> output_gradient;  // (slots, Cp)
   std::vector<float> pull;             // (D,) scratch: a row's penalty gradient
-  std::vector<float> coef;             // (4, B) scratch: gradients of four often active neurons
+  std::vector<float> coef;             // scratch: gradients of some neurons over all batch rows, 0 where silent
   double norm2 = 0;                    // squared norm of the range's gradients
   std::vector<const float*> x;         // scratch of one slot
   Certificates::Delta delta;
@@ -111,8 +117,24 @@ struct SdmlpTrainer::Impl {
   std::vector<int> pending;  // rows that no certificate covers
   std::vector<UpdateChunk> chunks;
   std::vector<ScratchRow> scratch;  // per thread
+  struct Tiles {
+    int batch = 0, columns = 0;            // rows of the batch, rounded up to kTileColumns
+    std::vector<float> inputs, sliced;     // (B, D), and the same in slices (SdmlpKernels::tile_slice)
+    std::vector<float> scores;             // (R, columns), activations later
+    std::vector<float> floors;             // (ranges, columns) lower bounds of the thresholds
+    std::vector<int32_t> best;             // (ranges, columns) entries of the lists below
+    std::vector<float> best_score;         // (ranges, columns, K + 1)
+    std::vector<int32_t> best_index;       // the same shape
+    std::vector<float> thresholds;         // (columns,)
+    std::vector<float> y, dy;              // (C, columns)
+    std::vector<float> active;             // (columns,) active neurons of each row
+    std::vector<int32_t> hints;            // (N, K + 1) neurons likely to be above the threshold; -1: not known
+    std::vector<int32_t> units, unit_of;   // selected units, ascending; (R,) place among them or -1
+    std::vector<float> unit_gradient;      // (units, columns) hidden distillation's part of dh
+  } tiles;
   std::unique_ptr<Team> team;
-  double last_active = 1e30;  // active neurons per row in the last call; huge: not known
+  double last_active = 1e30;    // active neurons per row in the last call; huge: not known
+  double recent_active = 1e30;  // the same in the last step
 
   void use_threads(int threads);
   void load_state();
@@ -137,6 +159,7 @@ struct SdmlpTrainer::Impl {
 
   // ---- sdmlp_loss.cpp
   void logit_losses(const SdmlpEpoch& epoch, int which, int batch);
+  void hidden_loss(const SdmlpEpoch& epoch, int which, int batch);
   void forward(const SdmlpEpoch& epoch, int which, int batch);
 
   // ---- sdmlp_dense.cpp: every neuron of every row active
@@ -154,9 +177,19 @@ struct SdmlpTrainer::Impl {
   void add_products(Products& part, int64_t first, int n);  // of n neurons
   void dense_update(int chunk, float scale, int64_t batch);
 
+  // ---- sdmlp_tiles.cpp
+  bool tile_form(int64_t batch) const;
+  void tile_begin(const SdmlpEpoch& epoch, int batch);
+  void tile_load(int begin, int end);
+  bool tile_scores(int chunk);
+  void tile_threshold(int b, std::vector<std::pair<float, int32_t>>& merged);
+  void tile_forward(const SdmlpEpoch& epoch, int group);
+  void tile_hidden(const SdmlpEpoch& epoch, int b);
+  void tile_backward(int chunk, const SdmlpPenalty* penalty);
+
   // ---- sdmlp_update.cpp
   void group(int chunk, int batch);
-  void accumulate_four(UpdateChunk& chunk, int slot, int batch);
+  void add_norm(UpdateChunk& chunk, int slot, double norm2, int64_t* next, const SdmlpPenalty* penalty);
   void backward(int chunk, int batch, const SdmlpPenalty* penalty);
   void update(int chunk, float scale, const SdmlpPenalty* penalty);
   void update_all(int chunk, float scale, const SdmlpPenalty* penalty);

@@ -9,6 +9,8 @@
 
 namespace ssd::cpu {
 
+constexpr int kTileColumns = 16;  // batch rows that the tile kernels take side by side: one cache line
+
 struct SdmlpKernels {
   // scores[i * ld + j] = canonical dot of x[i] (D,) with row j of w (nw, D).
   void (*score_block)(const float* const* x, int nx, const float* w, int nw, int64_t D, float* scores, int64_t ld);
@@ -44,8 +46,6 @@ struct SdmlpKernels {
   void (*backward_row)(const int32_t* index, int n, const float* output, int C, int Cp, const float* dy, float* dh);
   // sum (D,) = sum_i coef[i] * x[i], in the order given; returns ||sum||^2.
   double (*accumulate_rows)(const float* const* x, const float* coef, int n, int64_t D, float* sum);
-  // The same for four neurons over all rows: coef (4, n), 0 where a neuron is silent; sum (4, D).
-  void (*accumulate_four)(const float* const* x, const float* coef, int n, int64_t D, float* sum);
   // w -= step * gradient; clamped at 0; divided by its norm (a zero row stays). Returns ||new - old||.
   double (*update_row)(float* w, const float* gradient, float step, int64_t D);
   // The all-active step of n <= 4 rows: w_r -= step sum_c v[r * Cp + c] m[c * D + d], clamped at 0, unit norm.
@@ -54,6 +54,24 @@ struct SdmlpKernels {
                             float* fresh, double* movement);
   // a (C, D) += sum_r v[r * Cp + c] * w[r * D + d] for n <= 4 rows, r ascending: V W.
   void (*accumulate_product)(const float* v, const float* w, int n, int C, int Cp, int64_t D, float* a);
+  // The form for many active neurons (sdmlp_tiles.cpp); columns: the batch rounded up to kTileColumns.
+  // hits[] = places j * columns + b of scores (count, columns) that are not below floors[b], NaN included.
+  int (*tile_exceed)(const float* scores, int64_t count, int columns, const float* floors, int32_t* hits);
+  // scores (n, ld), kTileColumns wide, become h = max(relu(s) - g I, 0); y[c * ldy + b] += sum_j h[j][b] output[j][c], j
+  // ascending; active[b] = how many h are positive.
+  void (*tile_outputs)(float* scores, int64_t n, int64_t ld, const float* gaba, const float* thresholds,
+                       const float* output, int C, int Cp, float* y, int64_t ldy, float* active);
+  // dh (n, columns) = sum_c dy[c * columns + b] output[j][c] where h > 0, c ascending; active[j] counts those.
+  void (*tile_gradients)(const float* h, int64_t n, int columns, const float* output, int C, int Cp, const float* dy,
+                         float* dh, int32_t* active);
+  // x (rows, D) in slices of slice_width inputs, each (rows, slice_width), the last one padded with 0.
+  int slice_width;
+  void (*tile_slice)(const float* x, int rows, int64_t D, float* sliced);
+  // sum[r] (D,) = sum_b coef[r][b] x[b] of n neurons, b ascending; x in slices.
+  void (*tile_weight_gradient)(const float* const* coef, int n, const float* sliced, int rows, int64_t D,
+                               float* const* sum);
+  // sum[r] (Cp,) = sum_b h[r][b] dy[b] of n neurons, b ascending; dy (rows, Cp).
+  void (*tile_output_gradient)(const float* const* h, int n, const float* dy, int rows, int Cp, float* const* sum);
   // gradient (n,) += twice_coef * importance * (value - anchor).
   void (*add_penalty)(float* gradient, const float* value, const float* importance, const float* anchor,
                       float twice_coef, int64_t n);

@@ -133,15 +133,21 @@ void SdmlpTrainer::Impl::logit_losses(const SdmlpEpoch& epoch, int which, int ba
   for (int64_t c = C; c < Cp; ++c) gradient[c] = 0.f;
 }
 
+// Hidden distillation of one row, where there is any; its gradient is added to row.dh.
+void SdmlpTrainer::Impl::hidden_loss(const SdmlpEpoch& epoch, int which, int batch) {
+  const SdmlpTeacher* teacher = epoch.teacher;
+  if (!teacher || teacher->units == 0) return;
+  Row& row = rows[which];
+  row.kd_hidden = hidden_distillation(*teacher, row.sample, cfg, (1 - cfg.alpha) * cfg.lam / batch, row);
+}
+
 void SdmlpTrainer::Impl::forward(const SdmlpEpoch& epoch, int which, int batch) {
   Row& row = rows[which];
-  const SdmlpTeacher* teacher = epoch.teacher;
   kernel.output_row(row.index.data(), row.h.data(), row.count, output.data(), Cp, &y[static_cast<size_t>(which) * Cp]);
   logit_losses(epoch, which, batch);
   const float* gradient = &dy[static_cast<size_t>(which) * Cp];
   kernel.backward_row(row.index.data(), row.count, output.data(), static_cast<int>(C), Cp, gradient, row.dh.data());
-  if (teacher && teacher->units > 0)
-    row.kd_hidden = hidden_distillation(*teacher, row.sample, cfg, (1 - cfg.alpha) * cfg.lam / batch, row);
+  hidden_loss(epoch, which, batch);
 
   // Where each chunk of neurons begins in the row's ascending list.
   row.chunk_begin.resize(kUpdateChunks + 1);

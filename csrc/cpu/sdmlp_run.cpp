@@ -34,6 +34,7 @@ struct SdmlpTrainer::Impl::Run {
   double grad_norm_sum = 0, active_sum = 0, touched_sum = 0, mark = 0, last_poll = 0, scale = 0;
   bool stop = false;
   bool dense = false;  // this step takes the all-active form
+  bool tiles = false;  // this step takes the form for many active neurons
   int proved = 0;      // rows of this step that a certificate covered
   std::atomic<bool> non_finite{false};
   ScanPlan plan;
@@ -57,7 +58,7 @@ struct SdmlpTrainer::Impl::Run {
     Row& row = self.rows[b];
     row.sample = sample;
     row.x = epoch.x + sample * self.D;
-    row.certified = false;
+    row.certified = row.duplicate = false;
   }
 
   // Takes the next batch, or stops.
@@ -87,21 +88,21 @@ struct SdmlpTrainer::Impl::Run {
       refresh = self.certificates.expiring(epoch.order, position, window_end);
       if (!refresh.empty()) self.certificates.take_snapshot(self.gaba);
     }
+    tiles = !dense && self.tile_form(batch);
     if (refresh.empty()) load_batch();
   }
 
   void load_batch() {
     self.pending.clear();
-    duplicates.assign(batch, 0);
     for (int64_t b = 0; b < batch; ++b) {
       const int64_t sample = epoch.order[position + b];
       set_row(static_cast<int>(b), sample);
-      if (place[sample] >= position) duplicates[b] = duplicates[place[sample] - position] = 1;
+      // One record of a sample, so no certificate for a row that is not alone with it.
+      if (place[sample] >= position) self.rows[b].duplicate = self.rows[place[sample] - position].duplicate = true;
       place[sample] = position + b;
     }
   }
-  std::vector<uint8_t> duplicates;  // samples that stand twice in the batch: one record, so no certificate
-  std::vector<int64_t> place;       // (N,) last position of every sample
+  std::vector<int64_t> place;  // (N,) last position of every sample
 
   void program() {
     next_batch();
@@ -159,6 +160,10 @@ struct SdmlpTrainer::Impl::Run {
   }
 
   void step() {
+    if (tiles) {
+      tile_step();
+      return;
+    }
     select();
     if (non_finite.load()) {
       stop = true;
@@ -198,7 +203,7 @@ struct SdmlpTrainer::Impl::Run {
     if (more) self.certificates.prefetch(self.rows[b + 1].sample, self.weight);
     Row& row = self.rows[b];
     int count;
-    if (duplicates[b] || !self.certificates.certify(row.sample, row.x, self.weight, scratch, &count, &row.threshold))
+    if (self.rows[b].duplicate || !self.certificates.certify(row.sample, row.x, self.weight, scratch, &count, &row.threshold))
       return;
     row.certified = true;
     if (self.threshold_only) return;
@@ -213,16 +218,44 @@ struct SdmlpTrainer::Impl::Run {
     team.for_each((rest + kRowChunk - 1) / kRowChunk, [&](int c, int thread) {
       for (int i = c * kRowChunk; i < std::min(rest, (c + 1) * kRowChunk); ++i) {
         const int b = self.pending[i];
-        finish(b, i, gap, self.scratch[thread], !duplicates[b], coefficients);
+        finish(b, i, gap, self.scratch[thread], !self.rows[b].duplicate, coefficients);
         if (coefficients == self.gaba.data() && !non_finite.load(std::memory_order_relaxed)) self.forward(epoch, b, n);
       }
     });
     lap(kForward);
   }
 
+  // One step with many neurons active (sdmlp_tiles.cpp).
+  void tile_step() {
+    const int n = static_cast<int>(batch);
+    proved = 0;
+    self.tile_begin(epoch, n);
+    team.for_each((n + kRowChunk - 1) / kRowChunk,
+                  [&](int c, int) { self.tile_load(c * kRowChunk, std::min(n, (c + 1) * kRowChunk)); });
+    self.kernel.tile_slice(self.tiles.inputs.data(), n, self.D, self.tiles.sliced.data());
+    lap(kSelect);
+    team.for_each(kUpdateChunks, [&](int c, int) {
+      if (!self.tile_scores(c)) non_finite.store(true);
+    });
+    lap(kScan);
+    if (non_finite.load()) {
+      stop = true;
+      return;
+    }
+    team.for_each(self.tiles.columns / kTileColumns, [&](int c, int) { self.tile_forward(epoch, c); });
+    lap(kForward);
+    team.for_each(kUpdateChunks, [&](int c, int) { self.tile_backward(c, epoch.penalty); });
+    update_step();
+  }
+
   void list_step() {
     const int n = static_cast<int>(batch);
     team.for_each(kUpdateChunks, [&](int c, int) { self.backward(c, n, epoch.penalty); });
+    update_step();
+  }
+
+  // Clips and applies the touched neurons' gradients.
+  void update_step() {
     clip(0.0);
     lap(kBackward);
     team.for_each(kUpdateChunks, [&](int c, int) { self.update(c, static_cast<float>(scale), epoch.penalty); });
@@ -266,13 +299,16 @@ struct SdmlpTrainer::Impl::Run {
   }
 
   void end_step() {
+    double active = 0;
     for (int64_t b = 0; b < batch; ++b) {
       const Row& row = self.rows[b];
       stats.ce += row.ce;
       stats.kd_hidden += row.kd_hidden;
       stats.kd_logits += row.kd_logits;
-      active_sum += row.count;
+      active += row.count;
     }
+    active_sum += active;
+    self.recent_active = active / static_cast<double>(batch);
     for (const UpdateChunk& chunk : self.chunks) self.certificates.merge(chunk.delta);
     stats.scanned += batch - proved;
     stats.certified += proved;

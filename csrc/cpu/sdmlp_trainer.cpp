@@ -87,7 +87,7 @@ void SdmlpTrainer::Impl::load_state() {
   for (int64_t j = 0; j < R; ++j) gaba[j] = gaba_of(counts[j]);
   highest_count = *std::max_element(counts, counts + R);
   products_valid = false;
-  last_active = 1e30;
+  last_active = recent_active = 1e30;
   certificates.reset();
   threshold_only = false;
   certificates.set_gaba(gaba);

@@ -350,33 +350,6 @@ double update_row(float* w, const float* gradient, float step, int64_t D) {
   return __builtin_sqrt(moved2);
 }
 
-// sum (4, D) of four neurons over the same rows: coef (4, n), 0 where a neuron is silent, which adds an exact zero.
-void accumulate_four(const float* const* x, const float* coef, int n, int64_t D, float* sum) {
-  int64_t d = 0;
-  for (; d + 4 * kW <= D; d += 4 * kW) {
-    V acc[4][4];
-    for (int r = 0; r < 4; ++r)
-      for (int i = 0; i < 4; ++i) acc[r][i] = V::zero();
-    for (int b = 0; b < n; ++b) {
-      V row[4];
-      for (int i = 0; i < 4; ++i) row[i] = V::load(x[b] + d + i * kW);
-      for (int r = 0; r < 4; ++r) {
-        const V factor = V::set1(coef[r * n + b]);
-        for (int i = 0; i < 4; ++i) acc[r][i] = fma(factor, row[i], acc[r][i]);
-      }
-    }
-    for (int r = 0; r < 4; ++r)
-      for (int i = 0; i < 4; ++i) acc[r][i].store(sum + r * D + d + i * kW);
-  }
-  for (; d < D; ++d) {
-    for (int r = 0; r < 4; ++r) {
-      float total = 0.f;
-      for (int b = 0; b < n; ++b) total = fma_scalar(coef[r * n + b], x[b][d], total);
-      sum[r * D + d] = total;
-    }
-  }
-}
-
 // ---- The all-active phase: both layers as products of small matrices ---------------------------------------------
 #if defined(__AVX512F__)
 constexpr int kSlice = 4;  // vectors of a row worked on at once: 4 rows x 4 vectors stay in registers
@@ -493,6 +466,10 @@ void accumulate_product(const float* v, const float* w, int n, int C, int Cp, in
   }
 }
 
+// ---- The form for many active neurons ------------------------------------------------------------------------
+constexpr int kTileSlice = kSlice, kTileGroup = 4;  // 4 neurons x kSlice vectors of sums stay in registers
+#include "sdmlp_tile_kernels.h"
+
 void add_penalty(float* gradient, const float* value, const float* importance, const float* anchor, float twice_coef,
                  int64_t n) {
   const V factor = V::set1(twice_coef);
@@ -576,10 +553,16 @@ const SdmlpKernels& sdmlp_table() {
     k.output_row = output_row;
     k.backward_row = backward_row;
     k.accumulate_rows = accumulate_rows;
-    k.accumulate_four = accumulate_four;
     k.update_row = update_row;
     k.dense_update_rows = dense_update_rows;
     k.accumulate_product = accumulate_product;
+    k.slice_width = kTileSlice * kW;
+    k.tile_exceed = tile_exceed;
+    k.tile_outputs = tile_outputs;
+    k.tile_gradients = tile_gradients;
+    k.tile_slice = tile_slice;
+    k.tile_weight_gradient = tile_weight_gradient;
+    k.tile_output_gradient = tile_output_gradient;
     k.add_penalty = add_penalty;
     k.square_norm = square_norm;
     k.accelerate = accelerate;

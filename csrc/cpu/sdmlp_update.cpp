@@ -58,13 +58,25 @@ void SdmlpTrainer::Impl::group(int which, int batch) {
   chunk.first[0] = 0;
 }
 
-void SdmlpTrainer::Impl::accumulate_four(UpdateChunk& chunk, int slot, int batch) {
-  chunk.coef.assign(4 * static_cast<size_t>(batch), 0.f);
-  for (int r = 0; r < 4; ++r)
-    for (int i = chunk.first[slot + r]; i < chunk.first[slot + r + 1]; ++i)
-      chunk.coef[static_cast<size_t>(r) * batch + chunk.row[i]] = chunk.dh[i];
-  for (int b = 0; b < batch; ++b) chunk.x[b] = rows[b].x;
-  kernel.accumulate_four(chunk.x.data(), chunk.coef.data(), batch, D, &chunk.gradient[slot * D]);
+// Adds a touched neuron's penalty gradient to its gradient, and the squared norms of it and of the untouched rows
+// before it (from `next` on) to the range's.
+void SdmlpTrainer::Impl::add_norm(UpdateChunk& chunk, int slot, double norm2, int64_t* next,
+                                  const SdmlpPenalty* penalty) {
+  const int64_t j = chunk.neuron[slot];
+  if (penalty) {
+    for (; *next < j; ++*next) chunk.norm2 += pull_norm2[*next];
+    *next = j + 1;
+    if (pulled[j]) {
+      float* dw = &chunk.gradient[slot * D];
+      float* dv = &chunk.output_gradient[static_cast<size_t>(slot) * Cp];
+      const float twice = 2 * penalty->coef;
+      kernel.add_penalty(dw, weight + j * D, penalty->weight_importance + j * D, penalty->weight_anchor + j * D, twice,
+                         D);
+      kernel.add_penalty(dv, &output[j * Cp], &output_importance[j * Cp], &output_anchor[j * Cp], twice, Cp);
+      norm2 = kernel.square_norm(dw, D) + kernel.square_norm(dv, Cp);
+    }
+  }
+  chunk.norm2 += norm2;
 }
 
 void SdmlpTrainer::Impl::backward(int which, int batch, const SdmlpPenalty* penalty) {
@@ -77,42 +89,17 @@ void SdmlpTrainer::Impl::backward(int which, int batch, const SdmlpPenalty* pena
     chunk.output_gradient.resize(static_cast<size_t>(slots) * Cp * 5 / 4);
   if (static_cast<int>(chunk.x.size()) < batch) chunk.x.resize(batch);
   chunk.norm2 = 0;
-  int64_t next = chunk.begin;  // rows before it are in norm2
-  const auto add_untouched = [&](int64_t end) {
-    for (; penalty && next < end; ++next) chunk.norm2 += pull_norm2[next];
-    next = end + 1;
-  };
-  int four = 0;  // slots before it have their dW
+  int64_t next = chunk.begin;
   for (int s = 0; s < slots; ++s) {
-    const int64_t j = chunk.neuron[s];
     const int begin = chunk.first[s], size = chunk.first[s + 1] - begin;
-    float* dw = &chunk.gradient[s * D];
-    float* dv = &chunk.output_gradient[static_cast<size_t>(s) * Cp];
-    // Four neurons that are active in most rows share the reading of the inputs.
-    if (s >= four && s + 4 <= slots && 2 * (chunk.first[s + 4] - begin) > 4 * batch) {
-      accumulate_four(chunk, s, batch);
-      four = s + 4;
-    }
-    double norm2;
-    if (s < four) {
-      norm2 = kernel.square_norm(dw, D);
-    } else {
-      for (int i = 0; i < size; ++i) chunk.x[i] = rows[chunk.row[begin + i]].x;
-      norm2 = kernel.accumulate_rows(chunk.x.data(), &chunk.dh[begin], size, D, dw);
-    }
+    for (int i = 0; i < size; ++i) chunk.x[i] = rows[chunk.row[begin + i]].x;
+    double norm2 = kernel.accumulate_rows(chunk.x.data(), &chunk.dh[begin], size, D, &chunk.gradient[s * D]);
     for (int i = 0; i < size; ++i) chunk.x[i] = &dy[static_cast<size_t>(chunk.row[begin + i]) * Cp];
-    norm2 += kernel.accumulate_rows(chunk.x.data(), &chunk.h[begin], size, Cp, dv);
-    if (penalty && pulled[j]) {
-      const float twice = 2 * penalty->coef;
-      kernel.add_penalty(dw, weight + j * D, penalty->weight_importance + j * D, penalty->weight_anchor + j * D, twice,
-                         D);
-      kernel.add_penalty(dv, &output[j * Cp], &output_importance[j * Cp], &output_anchor[j * Cp], twice, Cp);
-      norm2 = kernel.square_norm(dw, D) + kernel.square_norm(dv, Cp);
-    }
-    add_untouched(j);
-    chunk.norm2 += norm2;
+    norm2 += kernel.accumulate_rows(chunk.x.data(), &chunk.h[begin], size, Cp,
+                                    &chunk.output_gradient[static_cast<size_t>(s) * Cp]);
+    add_norm(chunk, s, norm2, &next, penalty);
   }
-  add_untouched(chunk.end);
+  for (; penalty && next < chunk.end; ++next) chunk.norm2 += pull_norm2[next];
 }
 
 // One row's step: momentum where there is any, SGD, clamp, unit norm; counters, and the path of the certificates.
