@@ -52,9 +52,8 @@ constexpr int kScanBlock = 48;      // neurons scored before their survivors are
 constexpr int kScanRows = 32;       // rows that share one pass over the weights
 constexpr int kPreselectRows = 64;  // the same where W is rounded to bf16 on the way: more rows share the rounding
 
-constexpr double kTileActive = 64;             // active neurons per row from which a step keeps no lists
-constexpr int64_t kTileBytes = int64_t{1} << 30;  // bound of the scores that it keeps instead
-constexpr int kTileSparse = 3;                 // a neuron's gradient is masked when B / 3 rows have it active, else a list
+constexpr int64_t kTileBytes = int64_t{1} << 30;  // bound of the scores that a step without lists keeps instead
+constexpr int kTileSparse = 3;  // a neuron's gradient is a masked product where 1 row in 3 has it active, else a list
 
 // The neurons of one range that a step touched, ascending, with their gradients.
 struct UpdateChunk {
@@ -118,19 +117,19 @@ struct SdmlpTrainer::Impl {
   std::vector<UpdateChunk> chunks;
   std::vector<ScratchRow> scratch;  // per thread
   struct Tiles {
-    int batch = 0, columns = 0;            // rows of the batch, rounded up to kTileColumns
-    std::vector<float> inputs, sliced;     // (B, D), and the same in slices (SdmlpKernels::tile_slice)
-    std::vector<float> scores;             // (R, columns), activations later
-    std::vector<float> floors;             // (ranges, columns) lower bounds of the thresholds
-    std::vector<int32_t> best;             // (ranges, columns) entries of the lists below
-    std::vector<float> best_score;         // (ranges, columns, K + 1)
-    std::vector<int32_t> best_index;       // the same shape
-    std::vector<float> thresholds;         // (columns,)
-    std::vector<float> y, dy;              // (C, columns)
-    std::vector<float> active;             // (columns,) active neurons of each row
-    std::vector<int32_t> hints;            // (N, K + 1) neurons likely to be above the threshold; -1: not known
-    std::vector<int32_t> units, unit_of;   // selected units, ascending; (R,) place among them or -1
-    std::vector<float> unit_gradient;      // (units, columns) hidden distillation's part of dh
+    int batch = 0, columns = 0;           // rows of the batch, rounded up to kTileColumns
+    std::vector<float> inputs, sliced;    // (B, D), and the same in slices (SdmlpKernels::tile_slice)
+    std::vector<float> scores;            // (R, columns), activations later
+    std::vector<float> floors;            // (ranges, columns) lower bounds of the thresholds
+    std::vector<int32_t> best;            // (ranges, columns) entries of the lists below
+    std::vector<float> best_score;        // (ranges, columns, K + 1)
+    std::vector<int32_t> best_index;      // the same shape
+    std::vector<float> thresholds;        // (columns,)
+    std::vector<float> y, dy;             // (C, columns)
+    std::vector<float> active;            // (columns,) active neurons of each row
+    std::vector<int32_t> hints;           // (N, K + 1) neurons likely to be above the threshold; -1: not known
+    std::vector<int32_t> units, unit_of;  // selected units, ascending; (R,) place among them or -1
+    std::vector<float> unit_gradient;     // (units, columns) hidden distillation's part of dh
   } tiles;
   std::unique_ptr<Team> team;
   double last_active = 1e30;    // active neurons per row in the last call; huge: not known

@@ -57,8 +57,8 @@ struct SdmlpKernels {
   // The form for many active neurons (sdmlp_tiles.cpp); columns: the batch rounded up to kTileColumns.
   // hits[] = places j * columns + b of scores (count, columns) that are not below floors[b], NaN included.
   int (*tile_exceed)(const float* scores, int64_t count, int columns, const float* floors, int32_t* hits);
-  // scores (n, ld), kTileColumns wide, become h = max(relu(s) - g I, 0); y[c * ldy + b] += sum_j h[j][b] output[j][c], j
-  // ascending; active[b] = how many h are positive.
+  // scores (n, ld), kTileColumns wide, become h = max(relu(s) - g I, 0); y[c * ldy + b] += sum_j h[j][b] output[j][c],
+  // j ascending; active[b] = how many h are positive.
   void (*tile_outputs)(float* scores, int64_t n, int64_t ld, const float* gaba, const float* thresholds,
                        const float* output, int C, int Cp, float* y, int64_t ldy, float* active);
   // dh (n, columns) = sum_c dy[c * columns + b] output[j][c] where h > 0, c ascending; active[j] counts those.

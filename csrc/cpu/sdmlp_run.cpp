@@ -203,7 +203,8 @@ struct SdmlpTrainer::Impl::Run {
     if (more) self.certificates.prefetch(self.rows[b + 1].sample, self.weight);
     Row& row = self.rows[b];
     int count;
-    if (self.rows[b].duplicate || !self.certificates.certify(row.sample, row.x, self.weight, scratch, &count, &row.threshold))
+    if (self.rows[b].duplicate ||
+        !self.certificates.certify(row.sample, row.x, self.weight, scratch, &count, &row.threshold))
       return;
     row.certified = true;
     if (self.threshold_only) return;

@@ -13,14 +13,15 @@
 namespace ssd::cpu {
 namespace {
 
-constexpr int kScoreNeurons = 32;  // neurons that share the reading of the batch: 32 rows of W stay in the nearest cache
+constexpr int kScoreNeurons =
+    32;  // neurons that share the reading of the batch: 32 rows of W stay in the nearest cache
 constexpr int kGradientNeurons = 64;  // neurons whose dh is made at once
 
 }  // namespace
 
 bool SdmlpTrainer::Impl::tile_form(int64_t batch) const {
   const int64_t columns = (batch + kTileColumns - 1) / kTileColumns * kTileColumns;
-  return recent_active > kTileActive && R * columns * 4 <= kTileBytes && !certificates.active();
+  return recent_active > cfg.tile_active && R * columns * 4 <= kTileBytes && !certificates.active();
 }
 
 void SdmlpTrainer::Impl::tile_begin(const SdmlpEpoch& epoch, int batch) {

@@ -19,6 +19,7 @@ struct SdmlpConfig {
   bool reverse_kl = false;
   bool exhaustive = false;        // score every neuron for every row
   int64_t cache_bytes = 1 << 30;  // bound of the candidate lists
+  double tile_active = 64;        // active neurons per row from which a step keeps no lists of them: speed, never bits
   SimdLevel simd = SimdLevel::kGeneric;
 };
 
