@@ -39,6 +39,9 @@ class TrainConfig:
     neurons: int = _option(1000, "R, neurons of a hidden layer")
     layers: int = _option(1, "number of hidden layers")
     k: int = _option(10, "K, winners per sample and layer")
+    k_start: int | None = _option(None, "K at the start, from where it falls linearly to --k; null: K does not change")
+    k_epochs: int | None = _option(None, "epochs of the first task in which K falls; by default all of them")
+    topk: Literal["gaba", "mask"] = _option("gaba", "gaba: inhibition by the (K+1)-th score; mask: winners keep theirs")
     epochs: int = _option(2000, "epochs per task")
     batch_size: int = _option(128, "B; the last smaller batch of an epoch is kept")
     lr: float = _option(0.05, "learning rate of SGD")
@@ -150,6 +153,10 @@ def check(config: TrainConfig) -> None:
     need(config.layers >= 1, "layers", "1 or more")
     if model_kind(config) == "sdmlp":
         need(1 <= config.k < config.neurons, "k", f"1 .. {config.neurons - 1} (below --neurons {config.neurons})")
+        start = config.k_start is None or config.k <= config.k_start < config.neurons
+        need(start, "k_start", f"{config.k} .. {config.neurons - 1} (--k .. below --neurons), or null")
+        span = config.k_epochs is None or (config.k_start is not None and 1 <= config.k_epochs <= config.epochs)
+        need(span, "k_epochs", f"1 .. {config.epochs} together with --k-start, or null")
     need(config.epochs >= 0, "epochs", "0 or more")
     need(config.batch_size >= 1, "batch_size", "1 or more")
     need(math.isfinite(config.lr) and config.lr > 0, "lr", "a positive number")
@@ -190,7 +197,8 @@ def check(config: TrainConfig) -> None:
 
 def _check_backend(config: TrainConfig) -> None:
     """The operations of a training step must all run on the backend asked for."""
-    for op in ("gaba_linear", "sparse_linear", "sparse_update", "distill", "activation_counts"):
+    layer = "topk_linear" if config.topk == "mask" else "gaba_linear"
+    for op in (layer, "sparse_linear", "sparse_update", "distill", "activation_counts"):
         try:
             resolve(config.backend, op, torch.device(config.device))
         except ValueError as error:

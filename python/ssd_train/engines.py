@@ -196,6 +196,8 @@ def fused_reason(config: TrainConfig, model: nn.Module, method: Method) -> str:
         return "it trains SDMLP, not a ReLU MLP"
     if len(model.weights) > 1:
         return "it trains one hidden layer"
+    if config.topk != "gaba" or config.k_start is not None:
+        return "it trains with GABA inhibition and one K"
     if not method.fused:
         return f"it does not know the method {config.method} with these options"
     if config.dtype != "float32" or config.max_grad_norm is None:

@@ -29,7 +29,7 @@ def load_model(path: Path, device: str = "cpu") -> tuple[torch.nn.Module, dict[s
     model = build_model(
         model_kind(config), dim=state["data"]["dim"], classes=state["data"]["classes"], neurons=config.neurons,
         layers=config.layers, k=config.k, gaba_switch=state["gaba_switch"], backend="auto",
-        dtype=getattr(torch, config.dtype), device=device,
+        dtype=getattr(torch, config.dtype), device=device, topk=config.topk,
     )  # fmt: skip
     model.load_state_dict(tensors)
     return model, state

@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import ssd_kernels
-
 from .model import EPS, SDMLP, ReLUMLP
 
 BATCH = 512
@@ -45,10 +43,10 @@ def layers_of(model: nn.Module, x: Tensor) -> list[Layer]:
             x = torch.relu(z)
         return [*layers, Layer(("output.weight", "output.bias"), x, model.output(x), None)]
     assert isinstance(model, SDMLP)
-    for i, (weight, counts) in enumerate(zip(model.weights, model.counts)):
+    for i in range(len(model.weights)):
         if layers:
             x = x / x.norm(dim=1, keepdim=True).clamp_min(EPS)
-        h = ssd_kernels.gaba_linear(x, weight, model.k, model.gaba(counts), output="dense", backend=model.backend)
+        h = model.activate(i, x, "dense")
         layers.append(Layer((f"weights.{i}",), x, h, h.detach() > 0))
         x = h
     return [*layers, Layer(("output_weight",), x, x @ model.output_weight.T, None)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import ssd_kernels
-from ssd_kernels import Rows
+from ssd_kernels import Rows, TopK
 
 from .errors import BadInput
 
@@ -42,17 +42,18 @@ class SDMLP(nn.Module):
     Args:
         dim: D, inputs. classes: C. neurons: R per hidden layer. k: K. layers: number of hidden layers.
         gaba_switch: S, activations after which a neuron is fully inhibited; None means g = 1 from the start.
+        topk: `gaba`, or `mask`: h = a on the K winners (ties: the lowest index), nothing subtracted, no inhibition.
         backend: implementation of the operations.
     """
 
     def __init__(
         self, dim: int, classes: int, neurons: int, k: int, *, layers: int = 1, gaba_switch: float | None = None,
-        backend: str = "auto",
+        topk: str = "gaba", backend: str = "auto",
     ) -> None:  # fmt: skip
         super().__init__()
         if not 1 <= k < neurons:
             raise ValueError(f"k: got {k}, allowed is 1 .. {neurons - 1} (below the {neurons} neurons)")
-        self.k, self.gaba_switch, self.backend = k, gaba_switch, backend
+        self.k, self.gaba_switch, self.topk, self.backend = k, gaba_switch, topk, backend
         self.sparse_grad = False
         sizes = [dim] + [neurons] * layers
         self.weights = nn.ParameterList(
@@ -82,25 +83,34 @@ class SDMLP(nn.Module):
             normalized: x already went through relu and unit norm (`ssd_kernels.normalize_inputs`).
         """
         hidden: list[Rows | Tensor] = []
-        for weight, counts in zip(self.weights, self.counts):
+        for layer, weight in enumerate(self.weights):
             if hidden:
                 x = _dense(hidden[-1], weight.shape[1])
                 x = x / x.norm(dim=1, keepdim=True).clamp_min(EPS)
             elif not normalized:
                 x = ssd_kernels.normalize_inputs(x)
-            g = self.gaba(counts)
-            # Neurons with g <= 0 are active wherever their score is positive: with many of them dense is faster.
-            kind = "dense" if 4 * int((g <= 0).sum()) > len(g) else "rows"
-            hidden.append(
-                ssd_kernels.gaba_linear(
-                    x, weight, self.k, g, output=kind, sparse_grad=self.sparse_grad, backend=self.backend
-                )
-            )
+            hidden.append(self.activate(layer, x))
         if isinstance(hidden[-1], Rows):
             logits = ssd_kernels.sparse_linear(hidden[-1], self.output_weight, backend=self.backend)
         else:
             logits = hidden[-1] @ self.output_weight.T
         return Output(logits, hidden)
+
+    def activate(self, layer: int, x: Tensor, kind: str | None = None) -> Rows | Tensor:
+        """The activations of one hidden layer for its normalised inputs x: (B, D).
+
+        Args:
+            kind: `rows` or `dense`, (B, R); None takes what is faster, which only the counters decide.
+        """
+        weight, counts = self.weights[layer], self.counts[layer]
+        options = {"sparse_grad": self.sparse_grad and kind is None, "backend": self.backend}
+        if self.topk == "mask":
+            rows = _sorted_rows(ssd_kernels.topk_linear(x, weight, self.k, **options))
+            return _dense(rows, len(weight)) if kind == "dense" else rows
+        g = self.gaba(counts)
+        # Neurons with g <= 0 are active wherever their score is positive: with many of them dense is faster.
+        kind = kind or ("dense" if 4 * int((g <= 0).sum()) > len(g) else "rows")
+        return ssd_kernels.gaba_linear(x, weight, self.k, g, output=kind, **options)
 
     @torch.no_grad()
     def count(self, hidden: list[Rows | Tensor]) -> None:
@@ -146,13 +156,23 @@ def _dense(rows: Rows | Tensor, neurons: int) -> Tensor:
     return flat.view(batch, neurons)
 
 
+def _sorted_rows(top: TopK) -> Rows:
+    """The positive winners of each sample as Rows, in ascending order of neurons; differentiable in the values."""
+    indices, order = top.indices.sort(dim=1)
+    values = top.values.gather(1, order)
+    active = values > 0
+    offsets = torch.zeros(len(values) + 1, dtype=torch.int64, device=values.device)
+    torch.cumsum(active.sum(1), 0, out=offsets[1:])
+    return Rows(values[active], indices[active], offsets, top.threshold)
+
+
 def build_model(kind: str, *, dim: int, classes: int, neurons: int, layers: int, k: int, gaba_switch: float | None,
-                backend: str, dtype: torch.dtype, device: str) -> nn.Module:  # fmt: skip
+                backend: str, dtype: torch.dtype, device: str, topk: str = "gaba") -> nn.Module:  # fmt: skip
     """A fresh network from the global random state. The fp32 draw is the same for every dtype and device."""
     if kind == "relu":
         model: nn.Module = ReLUMLP(dim, classes, neurons, layers=layers)
     elif kind == "sdmlp":
-        model = SDMLP(dim, classes, neurons, k, layers=layers, gaba_switch=gaba_switch, backend=backend)
+        model = SDMLP(dim, classes, neurons, k, layers=layers, gaba_switch=gaba_switch, topk=topk, backend=backend)
     else:
         raise BadInput(f"model: got {kind!r}, allowed is sdmlp or relu")
     return model.to(device=device, dtype=dtype)

@@ -84,6 +84,7 @@ class Trainer:
         self.model = build_model(
             model_kind(config), dim=data.dim, classes=data.classes, neurons=config.neurons, layers=config.layers,
             k=config.k, gaba_switch=switch, backend=config.backend, dtype=dtype, device=config.device,
+            topk=config.topk,
         )  # fmt: skip
         if config.pretrained is not None:
             load_pretrained(self.model, config)
@@ -124,10 +125,20 @@ class Trainer:
             progress.started = True
         self.method.prepare(self)
         while progress.epoch < self.method.epochs():
+            self._set_winners(progress.stage, progress.epoch)
             self._run_epoch()
+        self._set_winners(progress.stage, self.config.epochs)
         self.method.after_task(self)
         self._end_stage()
         self.save()
+
+    def _set_winners(self, stage: int, epoch: int) -> None:
+        """K of an epoch: in the first task it falls linearly from --k-start to --k."""
+        config = self.config
+        if config.k_start is None or not isinstance(self.model, SDMLP):
+            return
+        left = max(1 - epoch / (config.k_epochs or max(config.epochs, 1)), 0.0) if stage == 0 else 0.0
+        self.model.k = config.k + round((config.k_start - config.k) * left)
 
     def _run_epoch(self) -> None:
         progress, begin = self.progress, time.monotonic()

@@ -16,8 +16,8 @@ class EWC(Penalized):
     """coef sum over tasks of F (w - a)^2, without a factor 1/2.
 
     With `--online g` there is one term instead of one per task (online EWC): F = g F_before + F_task, and the latest
-    weights are its anchor. The default estimator is the one of the SDMLP paper: per batch of 512, with the argmax as label and the logits
-    scaled by beta. On MNIST it used coef 200 (pixels in 0 .. 255) or 20000 (0 .. 1) and beta 0.005.
+    weights are its anchor. The default estimator is the one of the SDMLP paper: per batch of 512, with the argmax as
+    label and the logits scaled by beta. On MNIST it used coef 200 (pixels in 0 .. 255) or 20000 (0 .. 1), beta 0.005.
     """
 
     fused = True
