@@ -6,12 +6,16 @@ G = dL/dz that is G^T X per batch, and for single samples its square is (G*G)^T 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import ssd_kernels
+from ssd_kernels import Rows
+from ssd_kernels._backend import resolve
 
 from .model import EPS, SDMLP, ReLUMLP
 
@@ -73,17 +77,15 @@ def fisher(model: nn.Module, x: Tensor, y: Tensor, estimator: str, beta: float,
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     size = batch_size if kind == "mean" else BATCH
     for part, targets in zip(x.split(size), y.split(size)):
+        if kind in ("sample", "exact") and len(total) in (2, 4):
+            _add_one_hidden(total, model, part, targets, labels, beta, generator)
+            continue
         layers = layers_of(model, part)
         scaled = beta * layers[-1].z
         if kind == "exact":
-            _add_exact(total, model, layers, beta)
+            _add_exact(total, layers, beta)
             continue
-        match labels:
-            case "argmax":
-                targets = scaled.argmax(1)
-            case "sampled":
-                probabilities = scaled.detach().softmax(1).cpu()
-                targets = torch.multinomial(probabilities, 1, generator=generator).flatten().to(scaled.device)
+        targets = _labels(scaled, targets, labels, generator)
         loss = F.cross_entropy(scaled, targets, reduction="mean" if kind == "mean" else "sum")
         for layer, gradient in zip(layers, _gradients(loss, layers)):
             if kind == "sample":
@@ -91,7 +93,7 @@ def fisher(model: nn.Module, x: Tensor, y: Tensor, estimator: str, beta: float,
             else:
                 _add_squared_batch(total, layer, gradient)
     count = -(-len(x) // size) if kind == "mean" else len(x)
-    return {name: value / count for name, value in total.items()}
+    return {name: value.div_(count) for name, value in total.items()}
 
 
 def sensitivity(model: nn.Module, x: Tensor, estimator: str, beta: float, batch_size: int = BATCH) -> dict[str, Tensor]:
@@ -113,7 +115,7 @@ def sensitivity(model: nn.Module, x: Tensor, estimator: str, beta: float, batch_
                 if len(layer.names) > 1:
                     total[layer.names[1]] += gradient.sum(0).abs()
     count = -(-len(x) // size) if estimator == "mean" else len(x)
-    return {name: value / count for name, value in total.items()}
+    return {name: value.div_(count) for name, value in total.items()}
 
 
 def _gradients(loss: Tensor, layers: list[Layer]) -> list[Tensor]:
@@ -134,21 +136,80 @@ def _add_squared_batch(total: dict[str, Tensor], layer: Layer, g: Tensor) -> Non
         total[layer.names[1]] += g.sum(0).square()
 
 
-def _add_exact(total: dict[str, Tensor], model: nn.Module, layers: list[Layer], beta: float) -> None:
-    """The expectation over labels c ~ p. One hidden layer needs no backward pass: E (dL/dh_j)^2 = beta^2 Var V_cj."""
+def _labels(scaled: Tensor, y: Tensor, kind: str, generator: torch.Generator | None) -> Tensor:
+    """The labels whose gradient is taken, of samples with logits scaled: (B, C) and true labels y: (B,)."""
+    match kind:
+        case "argmax":
+            return scaled.argmax(1)
+        case "sampled":
+            probabilities = scaled.detach().softmax(1).cpu()
+            return torch.multinomial(probabilities, 1, generator=generator).flatten().to(scaled.device)
+    return y
+
+
+def _add_exact(total: dict[str, Tensor], layers: list[Layer], beta: float) -> None:
+    """The expectation over labels c ~ p, by a backward pass per label."""
     last = layers[-1]
     p = (beta * last.z).detach().softmax(1)
     _add_linear(total, last, beta**2 * p * (1 - p), last.x.detach().square())
-    if len(layers) == 2:
-        v = (model.output.weight if isinstance(model, ReLUMLP) else model.output_weight).detach()
-        variance = (p @ v.square() - (p @ v).square()).clamp_min_(0)
-        mask = layers[0].z.detach() > 0
-        _add_linear(total, layers[0], beta**2 * variance * mask, layers[0].x.detach().square())
-        return
     log_p = (beta * last.z).log_softmax(1)
     for c in range(p.shape[1]):
         for layer, g in zip(layers[:-1], _gradients(-log_p[:, c].sum(), layers[:-1])):
             _add_linear(total, layer, p[:, c : c + 1] * g.square(), layer.x.detach().square())
+
+
+@torch.no_grad()
+def _add_one_hidden(total: dict[str, Tensor], model: nn.Module, x: Tensor, y: Tensor, labels: str, beta: float,
+                    generator: torch.Generator | None) -> None:  # fmt: skip
+    """`sample-*` and `exact` with one hidden layer, without a backward pass.
+
+    For the label c, dL/dy = beta (p - e_c) and dL/dh_j = beta (p V_j - V_cj) where h_j > 0; over c ~ p the mean square
+    of the first is beta^2 p (1 - p), of the second beta^2 Var V_cj. An SDMLP's few active neurons are taken as Rows.
+    """
+    if isinstance(model, SDMLP):
+        h, v = model.activate(0, x, "rows"), model.output_weight
+        logits = ssd_kernels.sparse_linear(h, v, backend=model.backend)
+    else:
+        h, v = model.hidden[0](x).relu_(), model.output.weight
+        logits = model.output(h)
+    p = (beta * logits).softmax(1)
+    if labels:
+        d = p.clone()
+        d[torch.arange(len(y)), _labels(beta * logits, y, labels, generator)] -= 1
+        d *= beta
+        squares = d.square()
+    else:
+        d, squares = p, beta**2 * p * (1 - p)
+
+    def of_hidden(against: Callable[[Tensor, Tensor], Tensor], v: Tensor) -> Tensor:
+        """The mean square of dL/dh; `against` sums (B, C) and (C, R) over the classes."""
+        if labels:
+            return against(d, v).square_()
+        return (against(p, v.square()) - against(p, v).square_()).clamp_min_(0).mul_(beta**2)
+
+    if isinstance(model, SDMLP):
+        sample = torch.repeat_interleave(torch.arange(len(x), device=x.device), h.offsets.diff())
+        rows = h.indices.long()
+        g = of_hidden(lambda left, right: (left[sample] * right.T[rows]).sum(1), v)
+        total["weights.0"] += _rows_product(h, g, x.square(), model.weights[0], model.backend)
+        total["output_weight"] += _rows_product(h, h.values.square(), squares, v.T.contiguous(), model.backend).T
+        return
+    x2 = x.square()
+    total["output.bias"] += squares.sum(0)
+    for part in torch.arange(len(v.T)).split(1000):  # so that what is multiplied last is still in the cache
+        block = slice(int(part[0]), int(part[-1]) + 1)
+        g = of_hidden(torch.matmul, v[:, block]).mul_(h[:, block] > 0)
+        total["hidden.0.weight"][block].addmm_(g.T, x2)
+        total["hidden.0.bias"][block] += g.sum(0)
+        total["output.weight"][:, block].addmm_(squares.T, h[:, block].square())
+
+
+def _rows_product(h: Rows, g: Tensor, x: Tensor, like: Tensor, backend: str) -> Tensor:
+    """G^T X with the entries g of G where h has its own: the weight gradient of the layer, with other operands."""
+    backend = resolve(backend, "gaba_linear", x.device)
+    return torch.ops.ssd_kernels.gaba_linear_rows_bwd(
+        g.contiguous(), h.values, h.indices, h.offsets, x.contiguous(), like, False, True, backend
+    )[1]
 
 
 class Quadratic:
