@@ -126,12 +126,12 @@ def _sweep(argv: list[str]) -> int:
     own.add_argument("--samples", type=int, default=10, help="combinations that --mode random draws")
     own.add_argument("--sample-seed", type=int, default=0, help="seed of --mode random")
     own.add_argument("--workers", type=int | None, default=None, help="runs at a time; 0: in this process")
+    own.add_argument("--scheduler", type=str, default="local", help="local: processes here; ray: RAY_ADDRESS's cluster")
     mine, rest = split_options(own, argv)
-    options = parse(own, mine)
+    o = parse(own, mine)
     base = parse_run(rest)
-    workers, threads = _spread(options.workers, base.threads)
-    out = Path(base.out)
-    return sweep(base, options.vary, options.mode, options.samples, options.sample_seed, out, workers, threads)
+    workers, threads = (o.workers, base.threads or 1) if o.scheduler == "ray" else _spread(o.workers, base.threads)
+    return sweep(base, o.vary, o.mode, o.samples, o.sample_seed, Path(base.out), workers, threads, o.scheduler)
 
 
 def _embed(argv: list[str]) -> int:

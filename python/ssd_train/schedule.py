@@ -1,4 +1,4 @@
-"""Many runs at once: finished ones are read, interrupted ones resumed, the rest trained, spread over processes."""
+"""Many runs at once: finished ones are read, interrupted ones resumed, the rest trained, in processes or on Ray."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from . import results
 from .config import FREE_ON_RESUME, TrainConfig, as_dict, check
 from .errors import BadInput
+from .ray_cluster import connect, run_on_ray
 from .run_folder import StopSignals
 from .runner import execute
 from .trainer import Interrupted
@@ -57,8 +58,12 @@ def make_job(settings: dict[str, Any], seed: int, root: Path, threads: int | Non
     return Job(config, root / name)
 
 
-def run_all(jobs: list[Job], workers: int) -> list[dict[str, Any]]:
-    """Results of every job, in order; each distinct job is trained once. `workers` 0 trains in this process.
+def run_all(jobs: list[Job], workers: int | None, scheduler: str = "local") -> list[dict[str, Any]]:
+    """Results of every job, in order; each distinct job is trained once.
+
+    Args:
+        workers: runs at a time; 0 trains in this process; None, with Ray only, as many as the cluster holds.
+        scheduler: `local` processes, or `ray`.
 
     Raises:
         Interrupted: SIGINT or SIGTERM; every running job has saved its state. Its `args[0]` is the signal.
@@ -66,9 +71,12 @@ def run_all(jobs: list[Job], workers: int) -> list[dict[str, Any]]:
     """
     distinct = {job.folder: job for job in jobs}
     todo = [job for job in distinct.values() if job.finished() is None]
+    ray = connect() if scheduler == "ray" and todo else None  # before StopSignals: Ray sets a handler of its own
     with StopSignals() as stop, tqdm(total=len(distinct), initial=len(distinct) - len(todo), unit="run",
                                      disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:  # fmt: skip
-        if workers == 0:
+        if ray is not None:
+            run_on_ray(ray, todo, workers, stop, bar)
+        elif workers == 0:
             _run_here(todo, stop, bar)
         else:
             _run_processes(todo, workers, stop, bar)

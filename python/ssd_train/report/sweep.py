@@ -18,6 +18,7 @@ from ..schedule import make_job, run_all
 from ..trainer import Interrupted
 
 MODES = ("grid", "list", "random")
+SCHEDULERS = ("local", "ray")
 
 
 def combinations(vary: list[str], mode: str, samples: int, seed: int) -> list[dict[str, Any]]:
@@ -73,18 +74,20 @@ def _draw(name: str, values: str, generator: random.Random) -> Any:
     return _typed(name, str(round(drawn) if whole else drawn))
 
 
-def sweep(base: TrainConfig, vary: list[str], mode: str, samples: int, sample_seed: int, out: Path, workers: int,
-          threads: int | None) -> int:  # fmt: skip
+def sweep(base: TrainConfig, vary: list[str], mode: str, samples: int, sample_seed: int, out: Path, workers: int | None,
+          threads: int | None, scheduler: str = "local") -> int:  # fmt: skip
     """Trains every combination with every seed; prints the table, best first. Returns the exit code."""
-    if workers < 0:
-        raise bad("--workers", workers, "0 or more")
+    if scheduler not in SCHEDULERS:
+        raise bad("--scheduler", scheduler, ", ".join(SCHEDULERS))
+    if workers is not None and (workers < 0 or (workers == 0 and scheduler == "ray")):
+        raise bad("--workers", workers, "0 or more, with --scheduler ray 1 or more")
     if samples < 1:
         raise bad("--samples", samples, "1 or more")
     seeds, tried = parse_seeds(base.seeds), combinations(vary, mode, samples, sample_seed)
     settings = as_dict(base) | {"plots": False}
     plan = [[make_job(settings | changed, seed, out / "runs", threads) for seed in seeds] for changed in tried]
     try:
-        found = run_all([job for jobs in plan for job in jobs], workers)
+        found = run_all([job for jobs in plan for job in jobs], workers, scheduler)
     except Interrupted as stop:
         print("ssd-train: interrupted, every run's state is saved; the same command continues", file=sys.stderr)
         return 128 + stop.args[0]
