@@ -40,8 +40,7 @@ void Certificates::reset() {
   std::fill(path_.begin(), path_.end(), 0.0);
   for (int64_t j = 0; j < neurons_; ++j) path_gaba_[2 * j] = 0.f;
   std::fill(path_before_.begin(), path_before_.end(), 0.f);
-  for (auto& snapshot : snapshots_) snapshot = Snapshot();
-  newest_ = -1;
+  forget_snapshots();
   path_max_ = 0;
   for (int32_t mover : movers_) mover_place_[mover] = -1;
   movers_.clear();
@@ -49,6 +48,12 @@ void Certificates::reset() {
   mover_gaba_.clear();
   backoff_ = wait_ = 0;
   update_slack();
+}
+
+void Certificates::forget_snapshots() {
+  for (auto& snapshot : snapshots_) snapshot = Snapshot();
+  for (auto& held : held_) held = 0;
+  newest_ = -1;
 }
 
 void Certificates::set_gaba(const std::vector<float>& gaba) {
@@ -85,15 +90,13 @@ void Certificates::bind(const float* x, int64_t samples) {
     mover_path_.clear();
     mover_gaba_.clear();
   }
-  for (auto& snapshot : snapshots_) snapshot = Snapshot();
-  newest_ = -1;
+  forget_snapshots();
   backoff_ = wait_ = 0;
 }
 
 void Certificates::change_gaba(const std::vector<float>& gaba) {
   set_gaba(gaba);
-  for (auto& snapshot : snapshots_) snapshot = Snapshot();
-  newest_ = -1;
+  forget_snapshots();
   live_ = 0;
   active_ = false;
 }
@@ -158,6 +161,7 @@ std::vector<int64_t> Certificates::expiring(const int64_t* order, int64_t begin,
     const Record& record = records_[sample];
     const int slot = slot_of(record);
     if (slot >= 0) ++live;
+    if (slot < 0 && record.retry > epoch_) continue;
     if (slot < 0 || !(record.outside + pace[slot] * static_cast<float>(i - begin + 1) <
                       need(record, snapshots_[slot], record.last)))
       refresh.push_back(i);
@@ -202,10 +206,14 @@ void Certificates::take_snapshot(const std::vector<float>& gaba) {
     if (same_epoch) choose_movers();
   }
   if (base_.empty()) base_.resize(neurons_ * kSnapshots);
-  newest_ = next_id_ % kSnapshots;
+  // The slot with the fewest live records: those are made again when their samples come by.
+  newest_ = 0;
+  for (int s = 1; s < kSnapshots; ++s)
+    if (held_[s] < held_[newest_]) newest_ = s;
+  held_[newest_] = 0;
   newest_epoch_ = epoch_;
   Snapshot& snapshot = snapshots_[newest_];
-  snapshot.id = next_id_++;
+  snapshot.id = ++generation_ * kSnapshots + newest_;
   snapshot.movers = static_cast<int>(movers_.size());
   snapshot.delta = snapshot.before = 0;
   snapshot.taken = snapshot.before_rows = rows_;
@@ -349,9 +357,15 @@ void Certificates::record(int64_t sample, const int32_t* index, const float* sco
                           ScratchRow& scratch) {
   if (sample >= recorded_ || !active_ || newest_ < 0) return;
   Record& record = records_[sample];
+  const int before = slot_of(record);
+  if (before < 0 && record.retry > epoch_) return;
+  if (before >= 0) --held_[before];
   const Snapshot& snapshot = snapshots_[newest_];
   const int winners = static_cast<int>(k_) + 1;
   record.snapshot = -1;
+  if (before >= 0) record.wait = 0;
+  record.wait = std::min(kRetry, 2 * record.wait + 1);  // unless this one comes about
+  record.retry = static_cast<int32_t>(epoch_) + record.wait;
   float* mover_bounds = &mover_bounds_[sample * movers_max_];
   // A mover that did not survive the scan scored at most g I - gap; its first visit replaces this by its score.
   for (int z = 0; z < snapshot.movers; ++z)
@@ -423,6 +437,8 @@ void Certificates::record(int64_t sample, const int32_t* index, const float* sco
   record.outside = outside;
   record.count = kept;
   record.snapshot = snapshot.id;
+  record.wait = 0;
+  ++held_[newest_];
 }
 
 void Certificates::moved(int64_t neuron, double movement, float gaba, Delta* delta) {

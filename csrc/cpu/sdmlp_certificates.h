@@ -29,6 +29,7 @@ class Certificates {
  public:
   static constexpr int kSnapshots = 16;  // live snapshots: one vector of path lengths per neuron
   static constexpr int kBlock = 16;      // candidates per block of falling margin
+  static constexpr int kRetry = 8;       // most epochs without another try for a sample with too many active neurons
 
   struct Delta {
     float value[kSnapshots] = {};
@@ -72,11 +73,12 @@ class Certificates {
 
  private:
   struct Record {
-    int32_t snapshot = -1;  // id; stale when no slot carries it
-    float threshold = 0;    // I(r)
-    float last = 0;         // threshold when last seen
-    float outside = 0;      // largest margin outside Q and Z at r
-    int32_t count = 0;      // candidates
+    int32_t snapshot = -1;        // id; stale when no slot carries it
+    float threshold = 0;          // I(r)
+    float last = 0;               // threshold when last seen
+    float outside = 0;            // largest margin outside Q and Z at r
+    int32_t count = 0;            // candidates
+    int32_t wait = 0, retry = 0;  // a list was too long: epochs to wait, and the epoch in which a scan tries again
   };
   struct Snapshot {
     int32_t id = -1;
@@ -93,6 +95,7 @@ class Certificates {
   }
   float need(const Record& record, const Snapshot& snapshot, float threshold) const;
   void choose_movers();
+  void forget_snapshots();
   template <class Body>
   void for_each_moved(Body&& body) const {
     for (size_t w = 0; w < moved_.size(); ++w)
@@ -114,7 +117,8 @@ class Certificates {
   std::vector<int32_t> stamp_of_;   // (R,) newest snapshot whose base_ is set
   std::vector<uint64_t> moved_;     // neurons that moved in this epoch
   Snapshot snapshots_[kSnapshots];
-  int32_t next_id_ = 1;
+  std::atomic<int32_t> held_[kSnapshots] = {};  // live records of each snapshot
+  int32_t generation_ = 0;                      // snapshots taken: ids grow, and id % kSnapshots is the slot
   int newest_ = -1;
   int64_t newest_epoch_ = -1, epoch_ = 0;
   int64_t rows_ = 0;  // rows trained so far
