@@ -66,23 +66,24 @@ void Certificates::bind(const float* x, int64_t samples) {
   x_ = x;
   samples_ = samples;
   movers_max_ = static_cast<int>(std::min<int64_t>(512, neurons_ / 4 / kBlock * kBlock));
-  capacity_ = static_cast<int>(std::min<int64_t>(512, neurons_ / 4 / kBlock * kBlock));
+  capacity_ = static_cast<int>(std::min<int64_t>(2048, neurons_ / 4 / kBlock * kBlock));
   const auto bytes = [&] {
     return static_cast<int64_t>(sizeof(Record)) + 4 * (k_ + 2) + 8 * capacity_ + 4 * (capacity_ / kBlock) +
            4 * movers_max_;
   };
   while (capacity_ > 64 && bytes() * samples > cache_bytes_) {
+    if (capacity_ <= 512) movers_max_ = movers_max_ / 2 / kBlock * kBlock;
     capacity_ = capacity_ / 2 / kBlock * kBlock;
-    movers_max_ = movers_max_ / 2 / kBlock * kBlock;
   }
+  usual_ = std::min(512, capacity_);
   const bool usable = capacity_ >= 2 * (k_ + 1) && bytes() > 0;
   recorded_ = usable ? std::min<int64_t>(samples, cache_bytes_ / bytes()) : 0;
   records_.assign(recorded_, Record());
   hints_.assign(recorded_ * (k_ + 1), 0);
-  candidates_.resize(recorded_ * capacity_);
-  bounds_.resize(recorded_ * capacity_);
-  margins_.resize(recorded_ * (capacity_ / kBlock));
-  mover_bounds_.resize(recorded_ * movers_max_);
+  candidates_.reset(new int32_t[recorded_ * capacity_]);
+  bounds_.reset(new float[recorded_ * capacity_]);
+  margins_.reset(new float[recorded_ * (capacity_ / kBlock)]);
+  mover_bounds_.reset(new float[recorded_ * movers_max_]);
   stamp_.assign(samples, -1);
   if (static_cast<int>(movers_.size()) > movers_max_) {
     for (int32_t mover : movers_) mover_place_[mover] = -1;
@@ -132,7 +133,7 @@ void Certificates::begin_epoch(double active_per_row) {
   ++epoch_;
   live_ = 0;
   // Certificates pay only where a row's active neurons are a small part of its list.
-  active_ = recorded_ > 0 && active_per_row < 0.5 * capacity_;
+  active_ = recorded_ > 0 && active_per_row < 0.5 * usual_;
   if (active_ && wait_ > 0) {
     --wait_;
     active_ = false;
@@ -388,6 +389,7 @@ void Certificates::record(int64_t sample, const int32_t* index, const float* sco
     positive += margin[i] >= 0;
   }
   if (positive > capacity_ / 2) return;
+  const int room = std::max(usual_, std::min(capacity_, 2 * positive / kBlock * kBlock));
   const float scale = (kBuckets - 1) / (highest + gap_ + 1e-12f);
   for (int i = 0; i < count; ++i) {
     const int place = mover_place_[index[i]];
@@ -405,13 +407,13 @@ void Certificates::record(int64_t sample, const int32_t* index, const float* sco
   int32_t* candidates = &candidates_[sample * capacity_];
   float* bounds = &bounds_[sample * capacity_];
   float* margins = &margins_[sample * (capacity_ / kBlock)];
-  const int kept = std::min(size[kBuckets], capacity_);
+  const int kept = std::min(size[kBuckets], room);
   for (int b = 0; b * kBlock < kept; ++b) margins[b] = -gap_;
   float outside = -gap_;
   for (int i = 0; i < count; ++i) {
     if (bucket[i] < 0) continue;
     const int at = size[bucket[i]]++;
-    if (at >= capacity_) {
+    if (at >= room) {
       outside = std::max(outside, margin[i]);
       continue;
     }
@@ -428,10 +430,12 @@ void Certificates::record(int64_t sample, const int32_t* index, const float* sco
   for (int i = 0; i < count && hinted < winners; ++i)
     if (score[i] == threshold) hints[hinted++] = index[i];
   if (hinted < winners || !(outside < 0)) return;
-  ++made_;
-  if (size[kBuckets - 1] > capacity_) {
-    ++overflowed_;
-    reach_ += static_cast<int64_t>(-outside * (1 << 30));
+  if (room == usual_) {
+    ++made_;
+    if (size[kBuckets - 1] > room) {
+      ++overflowed_;
+      reach_ += static_cast<int64_t>(-outside * (1 << 30));
+    }
   }
   record.threshold = record.last = threshold;
   record.outside = outside;

@@ -12,6 +12,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "sdmlp_kernels.h"
@@ -108,7 +109,8 @@ class Certificates {
   const SdmlpKernels* kernel_ = nullptr;
   const float* x_ = nullptr;
   int64_t samples_ = 0, recorded_ = 0;  // records exist for the first recorded_ samples
-  int capacity_ = 0, movers_max_ = 0;
+  int capacity_ = 0, movers_max_ = 0;   // room of a record: candidates, of which most samples fill `usual_`, and movers
+  int usual_ = 0;
 
   std::vector<double> path_;        // (R,)
   std::vector<float> path_gaba_;    // (R, 2) path length rounded up, coefficient
@@ -130,12 +132,13 @@ class Certificates {
   std::vector<float> mover_path_, mover_gaba_;
 
   std::vector<Record> records_;
-  std::vector<int32_t> hints_;       // (N, K + 1)
-  std::vector<int32_t> candidates_;  // (N, capacity)
-  std::vector<float> bounds_;        // (N, capacity)
-  std::vector<float> margins_;       // (N, capacity / kBlock) largest margin of a block and all after it, at r
-  std::vector<float> mover_bounds_;  // (N, movers_max)
-  std::vector<int32_t> stamp_;       // (N,) last epoch that listed the sample
+  std::vector<int32_t> hints_;  // (N, K + 1)
+  // Left as allocated: only the pages that records fill are ever touched.
+  std::unique_ptr<int32_t[]> candidates_;  // (N, capacity)
+  std::unique_ptr<float[]> bounds_;        // (N, capacity)
+  std::unique_ptr<float[]> margins_;       // (N, capacity / kBlock) largest margin of a block and all after it, at r
+  std::unique_ptr<float[]> mover_bounds_;  // (N, movers_max)
+  std::vector<int32_t> stamp_;             // (N,) last epoch that listed the sample
 
   bool active_ = false;
   float gap_ = 0.1f;
