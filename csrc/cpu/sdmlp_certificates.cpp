@@ -61,15 +61,15 @@ void Certificates::set_gaba(const std::vector<float>& gaba) {
   for (size_t z = 0; z < movers_.size(); ++z) mover_gaba_[z] = gaba[movers_[z]];
 }
 
-void Certificates::bind(const float* x, int64_t samples) {
+void Certificates::bind(const float* x, int64_t samples, int32_t* likely) {
+  likely_ = likely;
   if (x == x_ && samples == samples_) return;
   x_ = x;
   samples_ = samples;
   movers_max_ = static_cast<int>(std::min<int64_t>(512, neurons_ / 4 / kBlock * kBlock));
   capacity_ = static_cast<int>(std::min<int64_t>(2048, neurons_ / 4 / kBlock * kBlock));
   const auto bytes = [&] {
-    return static_cast<int64_t>(sizeof(Record)) + 4 * (k_ + 2) + 8 * capacity_ + 4 * (capacity_ / kBlock) +
-           4 * movers_max_;
+    return static_cast<int64_t>(sizeof(Record)) + 4 + 8 * capacity_ + 4 * (capacity_ / kBlock) + 4 * movers_max_;
   };
   while (capacity_ > 64 && bytes() * samples > cache_bytes_) {
     if (capacity_ <= 512) movers_max_ = movers_max_ / 2 / kBlock * kBlock;
@@ -79,7 +79,6 @@ void Certificates::bind(const float* x, int64_t samples) {
   const bool usable = capacity_ >= 2 * (k_ + 1) && bytes() > 0;
   recorded_ = usable ? std::min<int64_t>(samples, cache_bytes_ / bytes()) : 0;
   records_.assign(recorded_, Record());
-  hints_.assign(recorded_ * (k_ + 1), 0);
   candidates_.reset(new int32_t[recorded_ * capacity_]);
   bounds_.reset(new float[recorded_ * capacity_]);
   margins_.reset(new float[recorded_ * (capacity_ / kBlock)]);
@@ -248,7 +247,7 @@ bool Certificates::certify(int64_t sample, const float* x, const float* weight, 
   }
   int32_t* index = scratch.index.data();
   float* score = scratch.score.data();
-  int32_t* hints = &hints_[sample * winners];
+  int32_t* hints = likely_ + sample * winners;
 
   // A lower bound of the threshold from K + 1 likely winners.
   std::copy(hints, hints + winners, index);
@@ -345,7 +344,7 @@ void Certificates::prefetch(int64_t sample, const float* weight) const {
     for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(begin) + at);
   };
   const int winners = static_cast<int>(k_) + 1;
-  const int32_t* hints = &hints_[sample * winners];
+  const int32_t* hints = likely_ + sample * winners;
   const int64_t row = std::min<int64_t>(4 * inputs_, 1024);
   for (int i = 0; i < std::min(winners, 16); ++i) fetch(weight + hints[i] * inputs_, row);
   fetch(&margins_[sample * (capacity_ / kBlock)], 64);
@@ -362,7 +361,6 @@ void Certificates::record(int64_t sample, const int32_t* index, const float* sco
   if (before < 0 && record.retry > epoch_) return;
   if (before >= 0) --held_[before];
   const Snapshot& snapshot = snapshots_[newest_];
-  const int winners = static_cast<int>(k_) + 1;
   record.snapshot = -1;
   if (before >= 0) record.wait = 0;
   record.wait = std::min(kRetry, 2 * record.wait + 1);  // unless this one comes about
@@ -423,13 +421,7 @@ void Certificates::record(int64_t sample, const int32_t* index, const float* sco
   }
   for (int b = (kept + kBlock - 1) / kBlock - 2; b >= 0; --b) margins[b] = std::max(margins[b], margins[b + 1]);
 
-  int32_t* hints = &hints_[sample * winners];
-  int hinted = 0;
-  for (int i = 0; i < count && hinted < winners; ++i)
-    if (score[i] > threshold) hints[hinted++] = index[i];
-  for (int i = 0; i < count && hinted < winners; ++i)
-    if (score[i] == threshold) hints[hinted++] = index[i];
-  if (hinted < winners || !(outside < 0)) return;
+  if (!(outside < 0)) return;
   if (room == usual_) {
     ++made_;
     if (size[kBuckets - 1] > room) {

@@ -41,7 +41,8 @@ class Certificates {
   // Forgets everything: the inputs or the weights changed.
   void reset();
   // Binds the records to these samples; forgets them when they are not the ones of the last call.
-  void bind(const float* x, int64_t samples);
+  // likely (N, K + 1): neurons likely to be at or above a sample's threshold, kept by every scan and certificate.
+  void bind(const float* x, int64_t samples, int32_t* likely);
   void set_gaba(const std::vector<float>& gaba);
   // Goes over to other coefficients: records made for the old ones are forgotten, until the next epoch none are made.
   void change_gaba(const std::vector<float>& gaba);
@@ -132,7 +133,7 @@ class Certificates {
   std::vector<float> mover_path_, mover_gaba_;
 
   std::vector<Record> records_;
-  std::vector<int32_t> hints_;  // (N, K + 1)
+  int32_t* likely_ = nullptr;
   // Left as allocated: only the pages that records fill are ever touched.
   std::unique_ptr<int32_t[]> candidates_;  // (N, capacity)
   std::unique_ptr<float[]> bounds_;        // (N, capacity)

@@ -20,7 +20,7 @@ namespace ssd::cpu {
 // One sample of the batch: its threshold and its active neurons, ascending.
 struct Row {
   const float* x = nullptr;
-  int64_t sample = 0;
+  int64_t sample = -1;  // -1: not one of the training samples
   float threshold = 0;
   bool certified = false;
   bool duplicate = false;        // its sample stands in the batch twice
@@ -44,6 +44,7 @@ struct ScanList {
   std::vector<int32_t> index;
   std::vector<float> score;
   std::vector<float> heap;  // min-heap of the K + 1 best scores
+  float floor = -1;         // lower bound of the row's threshold; -1: none yet
   int count = 0;
 };
 
@@ -114,6 +115,9 @@ struct SdmlpTrainer::Impl {
   std::vector<float> y, dy;  // (B, Cp)
   std::vector<ScanList> lists;
   std::vector<int> pending;  // rows that no certificate covers
+  // (N, K + 1) the neurons at or above a sample's threshold when it was last seen, -1: never. The least of their scores
+  // now is a lower bound of its threshold.
+  std::vector<int32_t> likely;
   std::vector<UpdateChunk> chunks;
   std::vector<ScratchRow> scratch;  // per thread
   struct Tiles {
@@ -127,7 +131,6 @@ struct SdmlpTrainer::Impl {
     std::vector<float> thresholds;        // (columns,)
     std::vector<float> y, dy;             // (C, columns)
     std::vector<float> active;            // (columns,) active neurons of each row
-    std::vector<int32_t> hints;           // (N, K + 1) neurons likely to be above the threshold; -1: not known
     std::vector<int32_t> units, unit_of;  // selected units, ascending; (R,) place among them or -1
     std::vector<float> unit_gradient;     // (units, columns) hidden distillation's part of dh
   } tiles;
@@ -147,6 +150,8 @@ struct SdmlpTrainer::Impl {
     bool preselect = false;     // bf16 scores name the candidates
   };
   ScanPlan plan_scan(int n, const float* coefficients) const;
+  float floor_of(const Row& row) const;  // by `likely`; -1: none
+  void remember(const Row& row, const int32_t* index, const float* score, int n);
   void scan_block(const float* const* x, ScanList* const* list, int count, int64_t first, int size, float gap,
                   const float* coefficients);
   // Scores range `part` for row group `group` of which[], keeping what exceeds g * floor - gap; lists[] gets it.

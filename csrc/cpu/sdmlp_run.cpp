@@ -17,6 +17,7 @@ double SdmlpTrainer::Impl::measure_active(const SdmlpEpoch& epoch) {
   for (int i = 0; i < n; ++i) {
     which[i] = i;
     rows[i].x = epoch.x + epoch.order[i] * D;
+    rows[i].sample = -1;
   }
   scan(which.data(), n, plan, 0, 0, 0.f, gaba.data());
   double active = 0;
@@ -362,11 +363,13 @@ SdmlpStats SdmlpTrainer::train(const SdmlpEpoch& epoch, int threads) {
   if (!self.cfg.exhaustive && !dense && self.last_active > 1e29) self.last_active = self.measure_active(epoch);
 
   self.use_threads(threads);
+  if (static_cast<int64_t>(self.likely.size()) != epoch.samples * (self.K + 1))
+    self.likely.assign(epoch.samples * (self.K + 1), -1);
   Impl::Run run(self, epoch, stats);
   run.mark = run.last_poll = now();
   run.place.assign(epoch.samples, -1);
   if (!self.cfg.exhaustive) {
-    self.certificates.bind(epoch.x, epoch.samples);
+    self.certificates.bind(epoch.x, epoch.samples, self.likely.data());
     self.certificates.begin_epoch(dense ? static_cast<double>(self.K) : self.last_active);
   }
   run.program();

@@ -25,7 +25,8 @@ SdmlpTrainer::Impl::ScanPlan SdmlpTrainer::Impl::plan_scan(int n, const float* c
 namespace {
 
 // Keeps a neuron's score among the K + 1 best of its row.
-void offer(std::vector<float>& heap, size_t winners, float score) {
+void offer(ScanList& list, size_t winners, float score) {
+  std::vector<float>& heap = list.heap;
   if (heap.size() < winners) {
     heap.push_back(score);
     std::push_heap(heap.begin(), heap.end(), std::greater<float>());
@@ -33,6 +34,33 @@ void offer(std::vector<float>& heap, size_t winners, float score) {
     std::pop_heap(heap.begin(), heap.end(), std::greater<float>());
     heap.back() = score;
     std::push_heap(heap.begin(), heap.end(), std::greater<float>());
+  }
+  if (heap.size() == winners && heap.front() > list.floor) list.floor = heap.front();
+}
+
+// Sorts (index, h) by index: radix sort, 8 bits at a time.
+void sort_by_index(Row& row, int count, int64_t neurons) {
+  thread_local std::vector<int32_t> index;
+  thread_local std::vector<float> h;
+  index.resize(count);
+  h.resize(count);
+  int32_t *from = row.index.data(), *to = index.data();
+  float *h_from = row.h.data(), *h_to = h.data();
+  for (int shift = 0; (neurons - 1) >> shift > 0; shift += 8) {
+    int begin[257] = {};
+    for (int i = 0; i < count; ++i) ++begin[(from[i] >> shift & 255) + 1];
+    for (int d = 0; d < 256; ++d) begin[d + 1] += begin[d];
+    for (int i = 0; i < count; ++i) {
+      const int at = begin[from[i] >> shift & 255]++;
+      to[at] = from[i];
+      h_to[at] = h_from[i];
+    }
+    std::swap(from, to);
+    std::swap(h_from, h_to);
+  }
+  if (from != row.index.data()) {
+    std::copy_n(from, count, row.index.data());
+    std::copy_n(h_from, count, row.h.data());
   }
 }
 
@@ -53,11 +81,11 @@ void SdmlpTrainer::Impl::scan_block(const float* const* x, ScanList* const* list
   for (int i = 0; i < count; ++i) {
     ScanList& kept = *list[i];
     make_room(kept, kScanBlock);
-    const bool full = kept.heap.size() == winners;
+    const bool bounded = kept.floor >= 0;
     const int found =
-        kernel.filter(scores + i * kScanBlock, coefficients + j, size, full ? kept.heap.front() : 0.f, full ? gap : 1.f,
+        kernel.filter(scores + i * kScanBlock, coefficients + j, size, bounded ? kept.floor : 0.f, bounded ? gap : 1.f,
                       static_cast<int32_t>(j), kept.index.data() + kept.count, kept.score.data() + kept.count);
-    for (int e = kept.count; e < kept.count + found; ++e) offer(kept.heap, winners, kept.score[e]);
+    for (int e = kept.count; e < kept.count + found; ++e) offer(kept, winners, kept.score[e]);
     kept.count += found;
   }
 }
@@ -83,6 +111,7 @@ void SdmlpTrainer::Impl::scan(const int* which, int n, ScanPlan plan, int group,
     list[i] = &lists[static_cast<size_t>(first + i) * plan.parts + part];
     list[i]->count = 0;
     list[i]->heap.clear();
+    list[i]->floor = floor_of(rows[which[first + i]]);
   }
   const size_t winners = static_cast<size_t>(K) + 1;
   void* preselection = nullptr;
@@ -94,15 +123,17 @@ void SdmlpTrainer::Impl::scan(const int* which, int n, ScanPlan plan, int group,
     found_index.resize(64 * count);
     found_score.resize(64 * count);
   }
-  // The first neurons are scored in fp32: limits are low then, and everything would be a candidate.
+  // Without bounds the first neurons are scored in fp32: limits are low then, and everything would be a candidate.
   constexpr int64_t kWarm = 5 * kScanBlock;
+  bool warm = true;
+  for (int i = 0; i < count; ++i) warm = warm && list[i]->floor >= 0;
   int64_t scanned = 0, candidates = 0;
   float floors[kPreselectRows];
   for (int64_t j = begin; j < end;) {
-    bool limits = preselection != nullptr && j >= begin + kWarm && candidates * 8 <= scanned * count;
+    bool limits = preselection != nullptr && (warm || j >= begin + kWarm) && candidates * 8 <= scanned * count;
     for (int i = 0; i < count && limits; ++i) {
-      limits = list[i]->heap.size() == winners;
-      if (limits) floors[i] = list[i]->heap.front();
+      limits = list[i]->floor >= 0;
+      floors[i] = list[i]->floor;
     }
     if (!limits) {
       const int size = static_cast<int>(std::min<int64_t>(kScanBlock, end - j));
@@ -121,7 +152,7 @@ void SdmlpTrainer::Impl::scan(const int* which, int n, ScanPlan plan, int group,
       make_room(kept, 1);
       kept.index[kept.count] = found_index[e];
       kept.score[kept.count++] = found_score[e];
-      offer(kept.heap, winners, found_score[e]);
+      offer(kept, winners, found_score[e]);
     }
     scanned += size;
     j += size;
@@ -145,8 +176,13 @@ bool SdmlpTrainer::Impl::finish_scan(int which, int position, ScanPlan plan, flo
   }
   for (int e = 0; e < all.count; ++e)
     if (!(all.score[e] >= 0)) return false;  // inputs and weights are not negative: this is NaN
-  std::nth_element(all.heap.begin(), all.heap.begin() + K, all.heap.end(), std::greater<float>());
-  const float threshold = all.heap[K];
+  float threshold = all.floor;               // K + 1 neurons reach it, kept here or not
+  if (static_cast<int64_t>(all.heap.size()) > K) {
+    std::nth_element(all.heap.begin(), all.heap.begin() + K, all.heap.end(), std::greater<float>());
+    threshold = std::max(threshold, all.heap[K]);
+  }
+  row.threshold = threshold;
+  remember(row, all.index.data(), all.score.data(), all.count);
   if (gap > 0) {
     // Ranges scanned apart have lower running thresholds: only what exceeds the row's own is kept.
     int kept = 0;
@@ -160,12 +196,38 @@ bool SdmlpTrainer::Impl::finish_scan(int which, int position, ScanPlan plan, flo
     all.count = kept;
   }
   if (coefficients != gaba.data()) {
-    row.threshold = threshold;
     row.count = 0;
     return true;
   }
   activate(row, all.index.data(), all.score.data(), all.count, threshold);
   return true;
+}
+
+float SdmlpTrainer::Impl::floor_of(const Row& row) const {
+  const int winners = static_cast<int>(K) + 1;
+  if (row.sample < 0 || likely[row.sample * winners] < 0) return -1.f;
+  thread_local std::vector<float> scores;
+  scores.resize(winners);
+  kernel.score_rows(row.x, weight, &likely[row.sample * winners], winners, D, scores.data());
+  const float floor = *std::min_element(scores.begin(), scores.end());
+  return floor >= 0 ? floor : -1.f;
+}
+
+// Writes the K + 1 neurons at or above the row's threshold to `likely`. A scan with a bound may have dropped some at
+// it: then one that was there before takes the place, for any neuron gives a bound.
+void SdmlpTrainer::Impl::remember(const Row& row, const int32_t* index, const float* score, int n) {
+  if (row.sample < 0 || row.duplicate) return;  // another thread may be at the same sample
+  const int winners = static_cast<int>(K) + 1;
+  int32_t* places = &likely[row.sample * winners];
+  thread_local std::vector<int32_t> found;
+  found.clear();
+  for (int e = 0; e < n; ++e)
+    if (score[e] > row.threshold) found.push_back(index[e]);
+  for (int e = 0; e < n && static_cast<int>(found.size()) < winners; ++e)
+    if (score[e] == row.threshold) found.push_back(index[e]);
+  for (int i = 0; static_cast<int>(found.size()) < winners; ++i)
+    if (std::find(found.begin(), found.end(), places[i]) == found.end()) found.push_back(places[i]);
+  std::copy_n(found.begin(), winners, places);
 }
 
 void SdmlpTrainer::Impl::activate(Row& row, const int32_t* index, const float* score, int n, float threshold) {
@@ -199,13 +261,7 @@ void SdmlpTrainer::Impl::activate(Row& row, const int32_t* index, const float* s
         row.h[j + 1] = value;
       }
     } else {
-      std::vector<std::pair<int32_t, float>> pairs(count);
-      for (int i = 0; i < count; ++i) pairs[i] = {row.index[i], row.h[i]};
-      std::sort(pairs.begin(), pairs.end());
-      for (int i = 0; i < count; ++i) {
-        row.index[i] = pairs[i].first;
-        row.h[i] = pairs[i].second;
-      }
+      sort_by_index(row, count, R);
     }
   }
 }

@@ -41,7 +41,6 @@ void SdmlpTrainer::Impl::tile_begin(const SdmlpEpoch& epoch, int batch) {
   t.y.assign(C * columns, 0.f);
   t.dy.assign(C * columns, 0.f);
   t.active.assign(columns, 0.f);
-  if (static_cast<int64_t>(t.hints.size()) != epoch.samples * (K + 1)) t.hints.assign(epoch.samples * (K + 1), -1);
   const bool distil = epoch.teacher && epoch.teacher->units > 0;
   t.units.clear();
   if (distil) {
@@ -55,21 +54,12 @@ void SdmlpTrainer::Impl::tile_begin(const SdmlpEpoch& epoch, int batch) {
   }
 }
 
-// The rows' inputs side by side, and a lower bound of each threshold: the least score of K + 1 neurons, those above it
-// at the sample's last visit.
+// The rows' inputs side by side, and a lower bound of each threshold.
 void SdmlpTrainer::Impl::tile_load(int begin, int end) {
   Tiles& t = tiles;
-  const int winners = static_cast<int>(K) + 1;
-  std::vector<float> scores(winners);
   for (int b = begin; b < end; ++b) {
     std::copy_n(rows[b].x, D, &t.inputs[b * D]);
-    float floor = -1.f;
-    const int32_t* hints = &t.hints[rows[b].sample * winners];
-    if (hints[0] >= 0) {
-      kernel.score_rows(rows[b].x, weight, hints, winners, D, scores.data());
-      floor = *std::min_element(scores.begin(), scores.end());
-      if (!(floor >= 0)) floor = -1.f;
-    }
+    const float floor = floor_of(rows[b]);
     for (int c = 0; c < kUpdateChunks; ++c) {
       t.floors[c * t.columns + b] = floor;
       t.best[c * t.columns + b] = 0;
@@ -131,8 +121,7 @@ void SdmlpTrainer::Impl::tile_threshold(int b, std::vector<std::pair<float, int3
   std::nth_element(merged.begin(), merged.begin() + K, merged.end(), std::greater<>());
   rows[b].threshold = t.thresholds[b] = merged[K].first;
   if (rows[b].duplicate) return;  // another thread may be at this sample too
-  int32_t* hints = &t.hints[rows[b].sample * winners];
-  for (int i = 0; i < winners; ++i) hints[i] = merged[i].second;
+  for (int i = 0; i < winners; ++i) likely[rows[b].sample * winners + i] = merged[i].second;
 }
 
 // Thresholds, activations, outputs and losses of kTileColumns rows.

@@ -127,7 +127,10 @@ bool SdmlpTrainer::infer(const float* x, int64_t samples, int threads, float* lo
   for (int64_t begin = 0; begin < samples; begin += kBatch) {
     const int n = static_cast<int>(std::min(kBatch, samples - begin));
     const Impl::ScanPlan plan = self.plan_scan(n, self.gaba.data());
-    for (int i = 0; i < n; ++i) self.rows[i].x = x + (begin + i) * self.D;
+    for (int i = 0; i < n; ++i) {
+      self.rows[i].x = x + (begin + i) * self.D;
+      self.rows[i].sample = -1;
+    }
     const size_t lists = static_cast<size_t>(plan.groups) * plan.rows * plan.parts;
     if (self.lists.size() < lists) self.lists.resize(lists);
     self.team->for_each(plan.groups * plan.parts, [&](int c, int) {
