@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .model import SDMLP
 
-MAX_GRAPH = 500  # shortest paths cost its cube
+MAX_GRAPH = 500  # a step of all shortest paths costs its cube
 
 
 @dataclass
@@ -79,24 +78,29 @@ def row_cosine(teacher: Tensor, student: Tensor, units: Tensor) -> float:
     return torch.cosine_similarity(teacher[units].double(), student[units].double(), dim=1).mean().item()
 
 
+@torch.no_grad()
 def path_length(model: SDMLP, x: Tensor) -> float | None:
     """Average shortest path between connected neurons of the co-activation graph.
 
     Two neurons are joined when a sample activates both. Of more than 500 active neurons the most frequent are taken.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import shortest_path
-
     sample, neuron, _ = active_pairs(model, x)
     counts = torch.bincount(neuron, minlength=len(model.counts[0]))
-    nodes = torch.tensor(sorted(most_frequent(counts, MAX_GRAPH)), dtype=torch.int64)
+    nodes = sorted(most_frequent(counts, MAX_GRAPH))
     if len(nodes) < 2:
         return None
-    position = torch.full((len(counts),), -1, dtype=torch.int64)
-    position[nodes] = torch.arange(len(nodes))
-    kept = position[neuron.cpu()] >= 0
-    rows, columns = sample.cpu()[kept].numpy(), position[neuron.cpu()[kept]].numpy()
-    incidence = coo_array((np.ones(len(rows), dtype=np.float32), (rows, columns)), shape=(len(x), len(nodes))).tocsr()
-    distances = shortest_path((incidence.T @ incidence).tocsr(), directed=False, unweighted=True)
-    found = distances[np.isfinite(distances) & (distances > 0)]
-    return float(found.mean()) if len(found) else None
+    position = torch.full((len(counts),), -1, dtype=torch.int64, device=x.device)
+    position[nodes] = torch.arange(len(nodes), device=x.device)
+    kept = position[neuron] >= 0
+    incidence = torch.zeros(len(x), len(nodes), device=x.device)
+    incidence[sample[kept], position[neuron[kept]]] = 1
+    joined = ((incidence.T @ incidence) > 0).float()
+    reached = frontier = torch.eye(len(nodes), device=x.device)
+    steps = pairs = distance = 0
+    while frontier.any():  # breadth first from every neuron at once
+        distance += 1
+        frontier = ((frontier @ joined) > 0).float() * (1 - reached)
+        reached = reached + frontier
+        found = int(frontier.sum(dtype=torch.float64))
+        steps, pairs = steps + distance * found, pairs + found
+    return steps / pairs if pairs else None

@@ -80,7 +80,7 @@ class TrainConfig:
         "fused", "fused: SDMLPEngine, where it applies; autograd: one operation at a time"
     )
     threads: int | None = _option(None, "CPU threads; by default one for small layers, else torch's choice")
-    eval_every: int | None = _option(None, "epochs between points of the curves; by default 10 points per task")
+    eval_every: int | None = _option(None, "epochs between points of the curves; by default 5 points per task")
     probe_size: int = _option(512, "test samples whose winners the neuron heatmap shows; 0: no heatmap")
     plots: bool = _option(True, "draw the figures of the run")
     checkpoint_seconds: float = _option(60.0, "seconds between checkpoints; one is also written after every task")

@@ -20,7 +20,7 @@ from .data import Dataset, make_tasks
 from .data.tasks import class_order
 from .distill import Teacher
 from .engines import COLUMNS, EpochSums, make_engine
-from .methods import METHODS
+from .methods import METHODS, Method
 from .model import SDMLP, build_model
 from .pretrained import load_pretrained
 
@@ -70,6 +70,7 @@ class Trainer:
         self.epoch_order: Tensor | None = None
         self.history: list[list[float]] = []
         self.snapshots: list[Tensor] = []
+        self.evaluated: tuple | None = None
         self.checkpoints = CheckpointFolder(folder / "checkpoint")
         self.last_save = self.begin = time.monotonic()
         self._build(seed)
@@ -141,7 +142,7 @@ class Trainer:
         self.model.k = config.k + round((config.k_start - config.k) * left)
 
     def _run_epoch(self) -> None:
-        progress, begin = self.progress, time.monotonic()
+        progress, begin, self.evaluated = self.progress, time.monotonic(), None
         if self.epoch_order is None:
             self.epoch_order = torch.randperm(len(self.x), generator=self.generator)
             self.sums = EpochSums()
@@ -163,11 +164,12 @@ class Trainer:
 
     @property
     def eval_every(self) -> int:
-        return self.config.eval_every or max(1, self.config.epochs // 10)
+        return self.config.eval_every or max(1, self.config.epochs // 5)
 
     def _log_point(self) -> None:
         """One point of the curves: losses, accuracies, and the probe set's winners."""
-        tag, _, accuracy, accuracy_taw = self.evaluate()
+        self.evaluated = self.evaluate()
+        tag, _, accuracy, accuracy_taw = self.evaluated
         point = {"task": self.progress.stage, "epoch": self.progress.epoch, **self.sums.means()}
         point |= {"accuracy": accuracy, "accuracy_taw": accuracy_taw, "train_accuracy": self._train_accuracy()}
         point |= self._structure()
@@ -175,8 +177,8 @@ class Trainer:
         self.history.append([float("nan") if value is None else float(value) for value in values])
 
     def _train_accuracy(self) -> float:
-        """Accuracy on the stage's own training data, all classes competing; on at most 2048 samples."""
-        rows = torch.arange(0, len(self.x), max(1, len(self.x) // 2048))[:2048]
+        """Accuracy on the stage's own training data, all classes competing; on at most 1024 samples."""
+        rows = torch.arange(0, len(self.x), max(1, len(self.x) // 1024))[:1024]
         return (self.method.predict(self, self.x[rows]).argmax(1) == self.y[rows]).double().mean().item()
 
     def _structure(self) -> dict[str, float | None]:
@@ -200,7 +202,9 @@ class Trainer:
 
     def _end_stage(self) -> None:
         progress = self.progress
-        tag, taw, progress.accuracy, progress.accuracy_taw = self.evaluate()
+        if self.evaluated is None or type(self.method).predict is not Method.predict:
+            self.evaluated = self.evaluate()  # else the last point's: nothing has moved since
+        tag, taw, progress.accuracy, progress.accuracy_taw = self.evaluated
         empty: list[float | None] = [None] * len(self.tasks)
         while len(progress.matrix) < self._row_of(progress.stage):
             progress.matrix.append(list(empty))
