@@ -54,11 +54,12 @@ def accuracy_matrix(results: dict[str, Any], path: Path) -> None:
     save(figure, path)
 
 
-def task_curves(results: dict[str, Any], histories: list[list[list[float]]], path: Path) -> None:
+def task_curves(results: dict[str, Any], histories: list[list[list[float]]], path: Path, heading: str = "") -> None:
     """Validation accuracy over epochs (the paper's Fig. 7): all samples top left, then one panel per task.
 
     Args:
         histories: per seed the points: what `COLUMNS` names, then the accuracy on each task.
+        heading: what comes before the title.
     """
     plt = pyplot()
     points = np.array(histories, dtype=float)
@@ -91,7 +92,7 @@ def task_curves(results: dict[str, Any], histories: list[list[list[float]]], pat
     figure.supylabel("validation accuracy", fontsize=10)
     left_out = f"; tasks 0 .. {len(shown) - 2} of {tasks}" if len(shown) < len(columns) else ""
     band = f"; mean and standard deviation of {len(histories)} seeds" if len(histories) > 1 else ""
-    figure.suptitle(f"{_title(results)}{left_out}{band}", fontsize=11)
+    figure.suptitle(f"{heading}{_title(results)}{left_out}{band}", fontsize=10)
     save(figure, path)
 
 
@@ -103,12 +104,12 @@ def _classes(results: dict[str, Any], task: int) -> str:
 
 
 def neuron_heatmap(results: dict[str, Any], snapshots: np.ndarray, history: list[list[float]], probe: int,
-                   path: Path) -> None:  # fmt: skip
+                   path: Path, heading: str = "") -> None:  # fmt: skip
     """Neuron index by epoch (the paper's Fig. 2): colour is the share of the probe samples that a neuron is active for.
 
     Args:
         snapshots: (points, R), active probe samples per neuron. history: the points' (task, epoch, ...) of one seed.
-        probe: number of probe samples.
+        probe: number of probe samples. heading: what comes before the title.
     """
     plt = pyplot()
     epochs = results["config"]["epochs"]
@@ -130,7 +131,7 @@ def neuron_heatmap(results: dict[str, Any], snapshots: np.ndarray, history: list
     bar.set_ticks([np.log10(t) for t in ticks], labels=[f"{t:g}" for t in ticks])
     axes.set_xlabel("epoch (dashed: a new task begins)")
     axes.set_ylabel("neuron index" if bins == neurons else f"neuron index ({bins} groups, the largest share of each)")
-    axes.set_title(f"{_title(results)}, seed {results['runs'][0]['seed']}, first hidden layer", fontsize=10)
+    axes.set_title(f"{heading}{_title(results)}, seed {results['runs'][0]['seed']}, first hidden layer", fontsize=10)
     save(figure, path)
 
 

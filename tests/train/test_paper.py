@@ -11,8 +11,15 @@ import time
 import pytest
 from ssd_train import cli
 from ssd_train.report.experiments import EXPERIMENTS, column_of
+from ssd_train.report.paper import varied_by
 
 TINY = ["--epochs", "4", "--neurons", "40", "--set", "batch_size=64", "k=5", "n_distill=20", "probe_size=60"]
+
+
+def tiny(name):
+    """TINY without what the experiment varies itself."""
+    varied = varied_by(EXPERIMENTS[name])
+    return [word for word in TINY if word.partition("=")[0] not in varied]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +30,7 @@ def out(tmp_path_factory):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_command(name, out, capsys):
-    argv = ["paper", name, "--data", "digits", "--seeds", "0,1" if name == "table3" else "0", *TINY]
+    argv = ["paper", name, "--data", "digits", "--seeds", "0,1" if name == "table3" else "0", *tiny(name)]
     argv += ["classes_per_task=4"] if name == "tiny-imagenet" else []
     assert cli.main([*argv, "--workers", "0", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
@@ -39,6 +46,13 @@ def test_every_command(name, out, capsys):
     assert figures == (set() if EXPERIMENTS[name].kind == "table" else {".png", ".pdf"})
     rows = {cell["row"] for cell in result["cells"]}
     assert all(any(cell.row in row for row in rows) for cell in EXPERIMENTS[name].cells)
+
+
+def test_what_varies_cannot_be_set(out, capsys):
+    """Else every row would train the same, under labels that say otherwise."""
+    assert cli.main(["paper", "fig3", "--data", "digits", "--seeds", "0", *TINY, "--out", str(out)]) == 2
+    assert "--set: got 'n_distill'" in capsys.readouterr().err
+    assert varied_by(EXPERIMENTS["fig4"]) == {"alpha", "temperature"} and not varied_by(EXPERIMENTS["fig6"])
 
 
 def test_finished_runs_are_not_trained_again(out, capsys):

@@ -87,6 +87,7 @@ def cells(kind: str, trained: list[Trained]) -> list[dict[str, Any]]:
 
 def draw(kind: str, title: str, trained: list[Trained], path: Path) -> None:
     """Writes `path`.png and `path`.pdf."""
+    heading = _wrapped(title, 95) + "\n"
     for suffix in FORMATS:
         target = path.with_name(path.name + suffix)
         match kind:
@@ -94,10 +95,10 @@ def draw(kind: str, title: str, trained: list[Trained], path: Path) -> None:
                 item = trained[0]
                 points, snapshots = history(item.jobs[0])
                 probe = min(item.jobs[0].config.probe_size, item.results[0]["data"]["n_test"])
-                plots.neuron_heatmap(item.results[0], snapshots, points.tolist(), probe, target)
+                plots.neuron_heatmap(item.results[0], snapshots, points.tolist(), probe, target, heading)
             case "tasks":
                 item = trained[0]
-                plots.task_curves(_merged(item), curves(item).tolist(), target)
+                plots.task_curves(_merged(item), curves(item).tolist(), target, heading)
             case "sizes":
                 _sizes(title, trained, target)
             case "surface":
@@ -165,6 +166,7 @@ def _surface(title: str, trained: list[Trained], path: Path) -> None:
     right = figure.add_subplot(1, 2, 2)
     for row, t in zip(index, temperatures):
         right.errorbar(alphas, mean[row], yerr=std[row], marker="o", capsize=3, label=f"T {t:g}")
+    right.set_xticks(alphas)
     right.set_xlabel("alpha, weight of the cross entropy")
     right.set_ylabel("accuracy after the last task")
     right.legend()
@@ -184,7 +186,9 @@ def _structure(title: str, item: Trained, path: Path) -> None:
         if not label.startswith("Jaccard"):  # no teacher in task 0
             values = np.where(tasks == 0, np.nan, values)
         shown = np.isfinite(values).all(axis=0)
-        axes.plot(x[shown], values[:, shown].mean(axis=0), marker=".", lw=1.2)
+        for task in sorted(set(tasks)):  # a new task has a new teacher: its line starts anew
+            part = shown & (tasks == task)
+            axes.plot(x[part], values[:, part].mean(axis=0), marker=".", lw=1.2, color="tab:blue")
         axes.set_title(label, fontsize=10)
         axes.set_xlim(0, x[-1])
         for border in range(1, int(tasks[-1]) + 1):
@@ -208,6 +212,7 @@ def _training(title: str, trained: list[Trained], path: Path) -> None:
         for task in sorted(set(tasks)):
             axes.plot(x[tasks == task], accuracy[tasks == task], marker=".", lw=1.2, label=f"task {int(task)}")
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_title(f"{item.results[0]['config']['epochs']} epochs per task", fontsize=10)
     grid.flat[0].set_ylabel("accuracy on the task's training data")
     handles, labels = grid.flat[0].get_legend_handles_labels()

@@ -43,6 +43,11 @@ def paper(name: str, data: list[str], seeds: str, out: Path, overrides: dict[str
     if workers < 0:
         raise bad("--workers", workers, "0 or more")
     experiment, numbers = EXPERIMENTS[name], parse_seeds(seeds)
+    varied = varied_by(experiment)
+    if taken := sorted(varied & set(overrides)):
+        raise bad(
+            "--set", taken[0], f"a setting that {name} does not vary itself; it varies {', '.join(sorted(varied))}"
+        )
     columns = {spec: column_of(datasets.load(spec).name) for spec in data}
     plan = []
     for spec, column in columns.items():
@@ -68,6 +73,12 @@ def paper(name: str, data: list[str], seeds: str, out: Path, overrides: dict[str
     print(text)
     print(f"written to {out / name}.*")
     return 0
+
+
+def varied_by(experiment: Experiment) -> set[str]:
+    """The settings in which the rows differ. Fewer epochs are allowed everywhere: every row keeps its share."""
+    names = {name for cell in experiment.cells for name in cell.settings} - {"epochs"}
+    return {name for name in names if len({repr(cell.settings.get(name)) for cell in experiment.cells}) > 1}
 
 
 def parse_overrides(epochs: int | None, neurons: int | None, assignments: list[str]) -> dict[str, Any]:
