@@ -5,6 +5,7 @@
 //   sdmlp_tiles.cpp    the form for many active neurons
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -48,10 +49,11 @@ struct ScanList {
   int count = 0;
 };
 
-constexpr int kUpdateChunks = 16;   // neurons are updated in this many ranges, whatever the number of threads
-constexpr int kScanBlock = 48;      // neurons scored before their survivors are picked out
-constexpr int kScanRows = 32;       // rows that share one pass over the weights
-constexpr int kPreselectRows = 64;  // the same where W is rounded to bf16 on the way: more rows share the rounding
+constexpr int kUpdateChunks = 16;          // neurons are updated in this many ranges, whatever the number of threads
+constexpr int kScanBlock = 48;             // neurons scored before their survivors are picked out
+constexpr int kScanRows = 32;              // rows that share one pass over the weights
+constexpr int kScanWarm = 2 * kScanBlock;  // neurons scored in fp32 before bf16 preselection has limits to work with
+constexpr int kPreselectRows = 128;  // the same where W is rounded to bf16 on the way: more rows share the rounding
 
 constexpr int64_t kTileBytes = int64_t{1} << 30;  // bound of the scores that a step without lists keeps instead
 constexpr int kTileSparse = 3;  // a neuron's gradient is a masked product where 1 row in 3 has it active, else a list
@@ -114,7 +116,8 @@ struct SdmlpTrainer::Impl {
   std::vector<Row> rows;
   std::vector<float> y, dy;  // (B, Cp)
   std::vector<ScanList> lists;
-  std::vector<int> pending;  // rows that no certificate covers
+  std::vector<std::atomic<float>> scan_floors;  // of the rows of a scan: lower bounds of the thresholds, -1: none
+  std::vector<int> pending;                     // rows that no certificate covers
   // (N, K + 1) the neurons at or above a sample's threshold when it was last seen, -1: never. The least of their scores
   // now is a lower bound of its threshold.
   std::vector<int32_t> likely;
@@ -152,6 +155,8 @@ struct SdmlpTrainer::Impl {
   ScanPlan plan_scan(int n, const float* coefficients) const;
   float floor_of(const Row& row) const;  // by `likely`; -1: none
   void remember(const Row& row, const int32_t* index, const float* score, int n);
+  // Readies the lists and bounds of a scan of n rows by this plan.
+  void scan_begin(const int* which, int n, const ScanPlan& plan);
   void scan_block(const float* const* x, ScanList* const* list, int count, int64_t first, int size, float gap,
                   const float* coefficients);
   // Scores range `part` for row group `group` of which[], keeping what exceeds g * floor - gap; lists[] gets it.

@@ -13,12 +13,12 @@ double SdmlpTrainer::Impl::measure_active(const SdmlpEpoch& epoch) {
   const int n = static_cast<int>(std::min<int64_t>({epoch.batch, epoch.count, kScanRows}));
   std::vector<int> which(n);
   const ScanPlan plan;
-  if (lists.size() < kScanRows) lists.resize(kScanRows);
   for (int i = 0; i < n; ++i) {
     which[i] = i;
     rows[i].x = epoch.x + epoch.order[i] * D;
     rows[i].sample = -1;
   }
+  scan_begin(which.data(), n, plan);
   scan(which.data(), n, plan, 0, 0, 0.f, gaba.data());
   double active = 0;
   for (int i = 0; i < n; ++i) active += finish_scan(i, i, plan, 0.f, gaba.data()) ? rows[i].count : 0;
@@ -140,8 +140,7 @@ struct SdmlpTrainer::Impl::Run {
   void scan_rows(const std::vector<int>& which, float gap, const float* coefficients) {
     const int n = static_cast<int>(which.size());
     plan = self.plan_scan(n, coefficients);
-    const size_t lists = static_cast<size_t>(plan.groups) * plan.rows * plan.parts;
-    if (self.lists.size() < lists) self.lists.resize(lists);
+    self.scan_begin(which.data(), n, plan);
     team.for_each(plan.groups * plan.parts, [&](int c, int) {
       self.scan(which.data(), n, plan, c / plan.parts, c % plan.parts, gap, coefficients);
     });

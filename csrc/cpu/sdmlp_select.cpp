@@ -1,6 +1,7 @@
 // Exact winners by scanning: canonical scores tile by tile, against each row's running threshold; the (B, R) scores
 // are never stored. A scan that makes certificates keeps everything within `gap` below a neuron's own threshold.
 #include <algorithm>
+#include <atomic>
 #include <functional>
 
 #include "sdmlp_impl.h"
@@ -14,7 +15,7 @@ SdmlpTrainer::Impl::ScanPlan SdmlpTrainer::Impl::plan_scan(int n, const float* c
   float least = 1.f;
   for (int64_t j = 0; plan.preselect && j < R; ++j) least = coefficients[j] < least ? coefficients[j] : least;
   plan.preselect = plan.preselect && least >= 0;
-  plan.rows = plan.preselect ? kPreselectRows : kScanRows;
+  plan.rows = !plan.preselect ? kScanRows : n > kPreselectRows ? kPreselectRows / 2 : kPreselectRows;
   // Few rows share a pass over the weights by ranges of neurons; many rows by groups of rows.
   plan.groups = (n + plan.rows - 1) / plan.rows;
   const int64_t most = std::max<int64_t>(1, R / 512);
@@ -111,7 +112,7 @@ void SdmlpTrainer::Impl::scan(const int* which, int n, ScanPlan plan, int group,
     list[i] = &lists[static_cast<size_t>(first + i) * plan.parts + part];
     list[i]->count = 0;
     list[i]->heap.clear();
-    list[i]->floor = floor_of(rows[which[first + i]]);
+    list[i]->floor = -1;
   }
   const size_t winners = static_cast<size_t>(K) + 1;
   void* preselection = nullptr;
@@ -124,18 +125,22 @@ void SdmlpTrainer::Impl::scan(const int* which, int n, ScanPlan plan, int group,
     found_score.resize(64 * count);
   }
   // Without bounds the first neurons are scored in fp32: limits are low then, and everything would be a candidate.
-  constexpr int64_t kWarm = 5 * kScanBlock;
-  bool warm = true;
-  for (int i = 0; i < count; ++i) warm = warm && list[i]->floor >= 0;
+  // What one range of neurons learns of a row's threshold, all may use.
+  std::atomic<float>* const shared = &scan_floors[first];
+  bool bounded = true;
+  for (int i = 0; i < count; ++i) bounded = bounded && shared[i].load(std::memory_order_relaxed) >= 0;
+  const int64_t warm = bounded ? begin : begin + kScanWarm;
   int64_t scanned = 0, candidates = 0;
   float floors[kPreselectRows];
   for (int64_t j = begin; j < end;) {
-    bool limits = preselection != nullptr && (warm || j >= begin + kWarm) && candidates * 8 <= scanned * count;
-    for (int i = 0; i < count && limits; ++i) {
-      limits = list[i]->floor >= 0;
-      floors[i] = list[i]->floor;
+    bounded = true;
+    for (int i = 0; i < count; ++i) {
+      const float others = shared[i].load(std::memory_order_relaxed);
+      if (list[i]->floor > others) shared[i].store(list[i]->floor, std::memory_order_relaxed);
+      floors[i] = list[i]->floor = std::max(list[i]->floor, others);
+      bounded = bounded && floors[i] >= 0;
     }
-    if (!limits) {
+    if (!preselection || !bounded || j < warm || candidates * 8 > scanned * count) {
       const int size = static_cast<int>(std::min<int64_t>(kScanBlock, end - j));
       scan_block(x, list, count, j, size, gap, coefficients);
       scanned += size;
@@ -176,7 +181,7 @@ bool SdmlpTrainer::Impl::finish_scan(int which, int position, ScanPlan plan, flo
   }
   for (int e = 0; e < all.count; ++e)
     if (!(all.score[e] >= 0)) return false;  // inputs and weights are not negative: this is NaN
-  float threshold = all.floor;               // K + 1 neurons reach it, kept here or not
+  float threshold = scan_floors[position];   // K + 1 neurons reach it, kept here or not
   if (static_cast<int64_t>(all.heap.size()) > K) {
     std::nth_element(all.heap.begin(), all.heap.begin() + K, all.heap.end(), std::greater<float>());
     threshold = std::max(threshold, all.heap[K]);
@@ -201,6 +206,13 @@ bool SdmlpTrainer::Impl::finish_scan(int which, int position, ScanPlan plan, flo
   }
   activate(row, all.index.data(), all.score.data(), all.count, threshold);
   return true;
+}
+
+void SdmlpTrainer::Impl::scan_begin(const int* which, int n, const ScanPlan& plan) {
+  const size_t places = static_cast<size_t>(plan.groups) * plan.rows;
+  if (lists.size() < places * plan.parts) lists.resize(places * plan.parts);
+  if (scan_floors.size() < places) scan_floors = std::vector<std::atomic<float>>(places);
+  for (int i = 0; i < n; ++i) scan_floors[i].store(floor_of(rows[which[i]]), std::memory_order_relaxed);
 }
 
 float SdmlpTrainer::Impl::floor_of(const Row& row) const {

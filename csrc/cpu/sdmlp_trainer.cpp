@@ -131,8 +131,7 @@ bool SdmlpTrainer::infer(const float* x, int64_t samples, int threads, float* lo
       self.rows[i].x = x + (begin + i) * self.D;
       self.rows[i].sample = -1;
     }
-    const size_t lists = static_cast<size_t>(plan.groups) * plan.rows * plan.parts;
-    if (self.lists.size() < lists) self.lists.resize(lists);
+    self.scan_begin(which.data(), n, plan);
     self.team->for_each(plan.groups * plan.parts, [&](int c, int) {
       self.scan(which.data(), n, plan, c / plan.parts, c % plan.parts, 0.f, self.gaba.data());
     });
