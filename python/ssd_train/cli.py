@@ -107,13 +107,16 @@ def _paper(argv: list[str]) -> int:
     parser.add_argument("--epochs", type=int | None, default=None, help="epochs per task, if not the paper's")
     parser.add_argument("--neurons", type=int | None, default=None, help="neurons, if not the paper's")
     parser.add_argument("--set", nargs="+", type=str, default=[], help="any other options of run, as name=value")
+    parser.add_argument("--pretrained", nargs="+", type=str, default=[], help="models of `ssd-train pretrain`; a row "
+                        "of an SDMLP starts from the one of its size")  # fmt: skip
     parser.add_argument("--out", type=str, default="runs/paper", help="folder of the results, and of the runs")
     parser.add_argument("--workers", type=int | None, default=None, help="runs at a time; 0: in this process")
     parser.add_argument("--threads", type=int | None, default=None, help="CPU threads of each run")
     options = parse(parser, argv)
     workers, threads = _spread(options.workers, options.threads)
     overrides = parse_overrides(options.epochs, options.neurons, options.set)
-    return paper(options.name, options.data, options.seeds, Path(options.out), overrides, workers, threads)
+    out, pretrained = Path(options.out), options.pretrained
+    return paper(options.name, options.data, options.seeds, out, overrides, workers, threads, pretrained)
 
 
 def _sweep(argv: list[str]) -> int:

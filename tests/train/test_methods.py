@@ -301,6 +301,11 @@ def test_reports_name_the_estimator(estimator, tmp_path):
     assert estimator in trainer.method.estimator() and "beta" in trainer.method.estimator()
 
 
+def test_the_report_of_ssd_and_ewc_names_both(tmp_path):
+    named = Trainer(config("ssd+ewc"), data.load("digits"), 0, tmp_path).method.estimator()
+    assert "30 units by frequency" in named and "Fisher batch-argmax" in named
+
+
 def test_herding_follows_the_mean():
     """The first exemplar is the sample nearest the mean, each next one keeps the running mean nearest."""
     features = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.4, 0.1], [0.0, 1.0], [0.6, -0.9]])

@@ -69,3 +69,17 @@ def test_what_does_not_fit_is_refused(options, words, pretrained, capsys, tmp_pa
     assert cli.main(argv) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and all(word in error for word in words) and not (tmp_path / "run").exists()
+
+
+def test_a_table_takes_the_model_of_each_rows_size(pretrained, tmp_path, capsys):
+    """SDMLP rows start from it and say so, ReLU rows do not; a row without a model of its size is an error."""
+    argv = ["paper", "table1", "--data", "digits", "--seeds", "0", "--epochs", "2", "--neurons", "80", "--workers", "0",
+            "--pretrained", str(pretrained), "--out", str(tmp_path), "--set", "probe_size=0"]  # fmt: skip
+    assert cli.main(argv) == 2
+    message = capsys.readouterr().err
+    assert "--pretrained" in message and "k 10" in message and "SDMLP, K 10" in message
+    assert cli.main([*argv, "k=5"]) == 0
+    lines = [line for line in (tmp_path / "table1.md").read_text().splitlines() if "| seed |" in line]
+    told = {line.split(" | ")[0].strip("| "): "other, 2 epochs" in line for line in lines}
+    assert told == {"SDMLP, K 10": True, "SI (ReLU MLP)": False, "EWC (ReLU MLP)": False, "SSD, K 10": True,
+                    "SSD+EWC, K 10": True}  # fmt: skip

@@ -45,3 +45,6 @@ class SSDEWC(EWC, SSD):
     """L_SSD + coef sum F (w - a)^2, the penalty outside alpha."""
 
     models = ("sdmlp",)
+
+    def estimator(self) -> str:
+        return f"{SSD.estimator(self)}; {EWC.estimator(self)}"

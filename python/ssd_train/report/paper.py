@@ -10,10 +10,11 @@ from typing import Any
 
 from .. import data as datasets
 from .. import metrics
-from ..checkpoint import write_atomic
-from ..config import TrainConfig, parse_seeds
+from ..checkpoint import read_tensors, write_atomic
+from ..config import TrainConfig, model_kind, parse_seeds
 from ..errors import bad
 from ..options import parse, run_parser
+from ..pretrained import NEEDED
 from ..schedule import Job, make_job, run_all
 from ..trainer import Interrupted
 from . import figures
@@ -32,11 +33,12 @@ class Trained:
 
 
 def paper(name: str, data: list[str], seeds: str, out: Path, overrides: dict[str, Any], workers: int,
-          threads: int | None) -> int:  # fmt: skip
+          threads: int | None, pretrained: list[str] | None = None) -> int:  # fmt: skip
     """Returns the exit code.
 
     Args:
         data: one data set per column. overrides: settings that replace the paper's in every row; the title tells them.
+        pretrained: models of `ssd-train pretrain`; each SDMLP row starts from the one of its size.
     """
     if name not in EXPERIMENTS:
         raise bad("paper", name, ", ".join(EXPERIMENTS))
@@ -53,6 +55,7 @@ def paper(name: str, data: list[str], seeds: str, out: Path, overrides: dict[str
     for spec, column in columns.items():
         for cell in experiment.cells:
             settings = _settings(name, cell.settings, spec, overrides)
+            settings |= _pretrained(cell.row, settings, pretrained or [])
             plan.append((cell, column, [make_job(settings, seed, out / "runs", threads) for seed in numbers]))
     try:
         found = run_all([job for _, _, jobs in plan for job in jobs], workers)
@@ -107,6 +110,22 @@ def _settings(name: str, settings: dict[str, Any], spec: str, overrides: dict[st
     if name in ("fig6", "fig7", "fig2"):
         merged.setdefault("eval_every", max(1, merged["epochs"] // 40))
     return merged
+
+
+def _pretrained(row: str, settings: dict[str, Any], files: list[str]) -> dict[str, Any]:
+    """The pretrained model that a row starts from: the one with its neurons, layers and K; none for a ReLU MLP."""
+    config = TrainConfig(**settings)
+    if not files or model_kind(config) != "sdmlp":
+        return {}
+    sizes = {}
+    for file in files:
+        state = read_tensors(Path(file))[1].get("config", {})
+        sizes[tuple(state.get(key) for key in NEEDED)] = file
+    wanted = tuple(getattr(config, key) for key in NEEDED)
+    if wanted not in sizes:
+        size = ", ".join(f"{key} {value}" for key, value in zip(NEEDED, wanted))
+        raise bad("--pretrained", ", ".join(files), f"files with one of {size}, for the row {row!r}")
+    return {"pretrained": sizes[wanted]}
 
 
 def _title(experiment: Experiment, overrides: dict[str, Any], seeds: list[int]) -> str:
@@ -176,7 +195,9 @@ def _markdown(experiment: Experiment, title: str, cells: list[dict[str, Any]], t
 
 def _pretraining(run: dict[str, Any]) -> str:
     found = run.get("pretraining")
-    return "none" if found is None else f"{found['data']}, {found['epochs']} epochs"
+    if found is None:
+        return "none"
+    return f"{found['data']}, {found['epochs']} epochs" + (", GABA reset" if found["gaba_reset"] else "")
 
 
 def _number(cell: dict[str, Any] | None) -> str:
