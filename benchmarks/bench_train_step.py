@@ -14,7 +14,7 @@ import torch
 import workload
 from eager_step import EagerSDMLP, EagerTrainer
 
-from ssd_kernels import QuadraticPenalty, SDMLPEngine
+from ssd_kernels import QuadraticPenalty, SDMLPEngine, testing
 
 PAUSE = 0.03
 SSD_TARGETS = {1_000: 13.0, 10_000: 60.0, 100_000: 800.0}
@@ -174,23 +174,56 @@ def bench_train_step_all_active(compare: Callable, smoke: bool) -> None:
     table.notes.append(run.note())
 
 
-def bench_train_step_scan(compare: Callable, smoke: bool) -> None:
+def bench_train_step_many_active(compare: Callable, smoke: bool) -> None:
+    """Between the all-active phase and saturated counters: about half of the neurons of a row are active."""
+    neurons, limit = (1_000, 1500) if smoke else (10_000, None)
+    weight, output, counts, _ = workload.after_task0(neurons, limit=limit, saturated=False, epochs=3)
+    switch = 1e12
+    counts.fill_(int(0.85 * switch))
+    run = EpochRunner(SDMLPEngine(weight, output, counts, k=workload.K, gaba_switch=switch), 0, steps=20, limit=limit)
+    for _ in range(3):
+        run()
+    trainer = EagerTrainer(EagerSDMLP(weight, output, counts, workload.K, switch), None, None)
+    x, y = (part[: workload.BATCH] for part in workload.task(0, limit))
+    table = compare(
+        f"CE-only step between all-active and sparse, R = {neurons}",
+        {"eager": lambda: trainer.step(x, y), "engine": run},
+        baseline="eager",
+        gate=exact_gate(1_000),
+        rounds=30,
+        steps={"engine": run.steps},
+        pause=PAUSE,
+    )
+    table.notes.append(run.note())
+
+
+def bench_train_step_scan(compare: Callable, smoke: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     neurons = 1_000 if smoke else 10_000
     weight, output, counts, switch = workload.after_task0(neurons, limit=1500 if smoke else None)
-    engine = SDMLPEngine(weight, output, counts, k=workload.K, gaba_switch=switch, scan="exhaustive")
     x = workload.task(1)[0][: workload.BATCH].contiguous()
+    contenders = {
+        "matmul + topk(K+1)": lambda: [torch.topk(x @ weight.T, workload.K + 1) for _ in range(20)],
+        "matmul": lambda: [x @ weight.T for _ in range(20)],
+    }
+    targets = {}
+    for level, target in (("avx2", None), ("avx512", 1.7), ("avx512bf16", 3.0)):
+        if level not in testing.simd_levels():
+            continue
+        monkeypatch.setenv("SSD_SIMD", level)
+        engine = SDMLPEngine(weight, output, counts, k=workload.K, gaba_switch=switch, scan="exhaustive")
+        name = f"engine.logits, {level}"
+        contenders[name] = lambda engine=engine: [engine.logits(x) for _ in range(20)]
+        if target:
+            targets[name] = ("matmul + topk(K+1)", target)
+    monkeypatch.delenv("SSD_SIMD", raising=False)
     compare(
-        f"exhaustive scan of {workload.BATCH} rows, R = {neurons}, fp32 (the engine's: winners and logits)",
-        {
-            "matmul + topk(K+1)": lambda: [torch.topk(x @ weight.T, workload.K + 1) for _ in range(20)],
-            "matmul": lambda: [x @ weight.T for _ in range(20)],
-            "engine.logits": lambda: [engine.logits(x) for _ in range(20)],
-        },
+        f"exhaustive scan of {workload.BATCH} rows, R = {neurons}, fp32 results (the engine's: winners and logits)",
+        contenders,
         baseline="matmul + topk(K+1)",
         gate=exact_gate(1_000),
-        targets={"engine.logits": ("matmul + topk(K+1)", 1.7)},
+        targets=targets,
         rounds=20,
-        steps=dict.fromkeys(("matmul + topk(K+1)", "matmul", "engine.logits"), 20),
+        steps=dict.fromkeys(contenders, 20),
         pause=PAUSE,
     )
 

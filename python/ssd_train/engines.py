@@ -25,6 +25,7 @@ PARTS = ("loss", "ce", "kd_hidden", "kd_logits", "penalty")
 COLUMNS = ("task", "epoch", *PARTS, "accuracy", "accuracy_taw", "train_accuracy", "entropy", "class_entropy",
            "coverage", "jaccard", "cosine")  # fmt: skip
 ROW_KINDS = ("certified", "refreshed", "scanned")
+MANY_ACTIVE = 64  # active neurons per row from which the engine's steps keep no lists of them
 
 
 @dataclass
@@ -174,7 +175,18 @@ class FusedEngine:
             sums.rows[kind] += getattr(stats, kind)
         for phase, seconds in stats.seconds.items():
             trainer.progress.phases[phase] = trainer.progress.phases.get(phase, 0.0) + seconds
+        self._add_activity(stats)
         return used
+
+    def _add_activity(self, stats: ssd_kernels.EpochStats) -> None:
+        """Adds the epoch's steps and seconds to its kind: what a step costs follows from the active neurons per row."""
+        if stats.active_per_row == self.native.weight.shape[0]:
+            kind = "all active"
+        else:
+            kind = f"over {MANY_ACTIVE} active" if stats.active_per_row > MANY_ACTIVE else f"up to {MANY_ACTIVE} active"
+        entry = self.trainer.progress.activity.setdefault(kind, {"steps": 0, "seconds": 0.0})
+        entry["steps"] += stats.steps
+        entry["seconds"] += sum(stats.seconds.values())
 
     def predict(self, x: Tensor) -> Tensor:
         return self.native.logits(x)

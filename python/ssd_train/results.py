@@ -46,6 +46,7 @@ def one_run(trainer: Trainer) -> dict[str, Any]:
         "rows": progress.rows,
         "seconds": progress.seconds,
         "phases": progress.phases,
+        "activity": progress.activity,
     }
 
 
