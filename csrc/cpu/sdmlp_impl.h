@@ -26,6 +26,7 @@ struct Row {
   bool certified = false;
   bool duplicate = false;        // its sample stands in the batch twice
   int count = 0;                 // active neurons
+  std::vector<int32_t> top;      // after a scan: K + 1 neurons at or above the threshold
   std::vector<int32_t> index;    // (count,)
   std::vector<float> h, dh;      // (count,) activation, and the loss's gradient
   std::vector<int> chunk_begin;  // (kUpdateChunks + 1,) where each chunk of neurons begins in index
@@ -121,6 +122,10 @@ struct SdmlpTrainer::Impl {
   // (N, K + 1) the neurons at or above a sample's threshold when it was last seen, -1: never. The least of their scores
   // now is a lower bound of its threshold.
   std::vector<int32_t> likely;
+  // Neurons that won lately, for samples never seen: rows of a kind share winners. A ring; (R,) whether in it.
+  std::vector<int32_t> popular;
+  std::vector<uint8_t> is_popular;
+  size_t popular_next = 0;
   std::vector<UpdateChunk> chunks;
   std::vector<ScratchRow> scratch;  // per thread
   struct Tiles {
@@ -153,10 +158,11 @@ struct SdmlpTrainer::Impl {
     bool preselect = false;     // bf16 scores name the candidates
   };
   ScanPlan plan_scan(int n, const float* coefficients) const;
-  float floor_of(const Row& row) const;  // by `likely`; -1: none
-  void remember(const Row& row, const int32_t* index, const float* score, int n);
+  float floor_of(const Row& row) const;  // by `likely`, else by `popular`; -1: none
+  void remember(Row& row, const int32_t* index, const float* score, int n);
   // Readies the lists and bounds of a scan of n rows by this plan.
   void scan_begin(const int* which, int n, const ScanPlan& plan);
+  void scan_end(int n);  // after finish_scan of rows [0, n): what they teach the next scan
   void scan_block(const float* const* x, ScanList* const* list, int count, int64_t first, int size, float gap,
                   const float* coefficients);
   // Scores range `part` for row group `group` of which[], keeping what exceeds g * floor - gap; lists[] gets it.

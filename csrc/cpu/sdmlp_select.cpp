@@ -212,34 +212,72 @@ void SdmlpTrainer::Impl::scan_begin(const int* which, int n, const ScanPlan& pla
   const size_t places = static_cast<size_t>(plan.groups) * plan.rows;
   if (lists.size() < places * plan.parts) lists.resize(places * plan.parts);
   if (scan_floors.size() < places) scan_floors = std::vector<std::atomic<float>>(places);
-  for (int i = 0; i < n; ++i) scan_floors[i].store(floor_of(rows[which[i]]), std::memory_order_relaxed);
+  constexpr int kRows = 8;
+  const auto bound = [&](int c, int) {
+    for (int i = c * kRows; i < std::min(n, (c + 1) * kRows); ++i)
+      scan_floors[i].store(floor_of(rows[which[i]]), std::memory_order_relaxed);
+  };
+  if (team) {
+    team->for_each((n + kRows - 1) / kRows, [&](int c, int thread) { bound(c, thread); });
+  } else {
+    for (int c = 0; c * kRows < n; ++c) bound(c, 0);
+  }
+}
+
+void SdmlpTrainer::Impl::scan_end(int n) {
+  constexpr int kEvery = 8;  // rows
+  const size_t most = std::max<size_t>(64, 4 * (K + 1));
+  is_popular.resize(R);
+  for (int i = 0; i < n; i += kEvery) {
+    if (rows[i].sample >= 0) continue;
+    for (const int32_t j : rows[i].top) {
+      if (is_popular[j]) continue;
+      is_popular[j] = 1;
+      if (popular.size() < most) {
+        popular.push_back(j);
+      } else {
+        is_popular[popular[popular_next]] = 0;
+        popular[popular_next] = j;
+        popular_next = (popular_next + 1) % most;
+      }
+    }
+  }
 }
 
 float SdmlpTrainer::Impl::floor_of(const Row& row) const {
   const int winners = static_cast<int>(K) + 1;
-  if (row.sample < 0 || likely[row.sample * winners] < 0) return -1.f;
+  const int32_t* known = row.sample >= 0 ? &likely[row.sample * winners] : nullptr;
+  const bool seen = known && known[0] >= 0;
+  if (!seen) known = popular.data();
+  const int n = seen ? winners : static_cast<int>(popular.size());
+  if (n < winners) return -1.f;
   thread_local std::vector<float> scores;
-  scores.resize(winners);
-  kernel.score_rows(row.x, weight, &likely[row.sample * winners], winners, D, scores.data());
-  const float floor = *std::min_element(scores.begin(), scores.end());
-  return floor >= 0 ? floor : -1.f;
+  scores.resize(n);
+  kernel.score_rows(row.x, weight, known, n, D, scores.data());
+  for (const float score : scores)
+    if (!(score >= 0)) return -1.f;  // NaN: the scan will meet it
+  std::nth_element(scores.begin(), scores.begin() + K, scores.end(), std::greater<float>());
+  return scores[K];
 }
 
-// Writes the K + 1 neurons at or above the row's threshold to `likely`. A scan with a bound may have dropped some at
-// it: then one that was there before takes the place, for any neuron gives a bound.
-void SdmlpTrainer::Impl::remember(const Row& row, const int32_t* index, const float* score, int n) {
-  if (row.sample < 0 || row.duplicate) return;  // another thread may be at the same sample
+// Writes the K + 1 neurons at or above the row's threshold to row.top, and to `likely`. A scan with a bound may have
+// dropped some at it: then those that gave the bound take the places, for any neurons give one.
+void SdmlpTrainer::Impl::remember(Row& row, const int32_t* index, const float* score, int n) {
   const int winners = static_cast<int>(K) + 1;
-  int32_t* places = &likely[row.sample * winners];
-  thread_local std::vector<int32_t> found;
-  found.clear();
+  std::vector<int32_t>& top = row.top;
+  top.clear();
   for (int e = 0; e < n; ++e)
-    if (score[e] > row.threshold) found.push_back(index[e]);
-  for (int e = 0; e < n && static_cast<int>(found.size()) < winners; ++e)
-    if (score[e] == row.threshold) found.push_back(index[e]);
-  for (int i = 0; static_cast<int>(found.size()) < winners; ++i)
-    if (std::find(found.begin(), found.end(), places[i]) == found.end()) found.push_back(places[i]);
-  std::copy_n(found.begin(), winners, places);
+    if (score[e] > row.threshold) top.push_back(index[e]);
+  for (int e = 0; e < n && static_cast<int>(top.size()) < winners; ++e)
+    if (score[e] == row.threshold) top.push_back(index[e]);
+  int32_t* places = row.sample >= 0 ? &likely[row.sample * winners] : nullptr;
+  const bool seen = places && places[0] >= 0;
+  const int32_t* others = seen ? places : popular.data();
+  const int count = seen ? winners : static_cast<int>(popular.size());
+  for (int i = 0; i < count && static_cast<int>(top.size()) < winners; ++i)
+    if (std::find(top.begin(), top.end(), others[i]) == top.end()) top.push_back(others[i]);
+  if (!places || row.duplicate) return;  // another thread may be at the same sample
+  if (static_cast<int>(top.size()) == winners) std::copy_n(top.begin(), winners, places);
 }
 
 void SdmlpTrainer::Impl::activate(Row& row, const int32_t* index, const float* score, int n, float threshold) {

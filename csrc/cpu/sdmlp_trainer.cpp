@@ -146,6 +146,7 @@ bool SdmlpTrainer::infer(const float* x, int64_t samples, int threads, float* lo
       self.kernel.output_row(row.index.data(), row.h.data(), row.count, self.output.data(), self.Cp, y);
       std::copy_n(y, self.C, logits + (begin + i) * self.C);
     });
+    self.scan_end(n);
     for (int i = 0; i < n; ++i) {
       const Row& row = self.rows[i];
       for (int e = 0; e < row.count; ++e) {
