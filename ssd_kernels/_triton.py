@@ -10,6 +10,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import struct
 from collections.abc import Iterator
 
 import torch
@@ -115,6 +116,12 @@ def check_dtype(op: str, tensor: torch.Tensor) -> None:
 def rows_adjacent(matrix: torch.Tensor) -> torch.Tensor:
     """A matrix whose columns are adjacent: itself, or a copy where its layout is another."""
     return matrix if matrix.shape[1] <= 1 or matrix.stride(1) == 1 else matrix.contiguous()
+
+
+def split_double(value: float) -> tuple[float, float]:
+    """Two fp32 numbers whose sum is `value` to 48 bits: what a kernel's arguments, fp32 all, can carry of it."""
+    high = struct.unpack("f", struct.pack("f", value))[0]
+    return high, value - high
 
 
 # ---- Device code.

@@ -15,6 +15,10 @@ def _counts(values: Tensor, indices: Tensor | None, neurons: int, backend: str) 
         return cpu.activation_counts(values, indices, neurons)
     if indices is not None:
         check_indices(indices, neurons)
+    if backend == "triton":
+        from . import triton_kernel
+
+        return triton_kernel.activation_counts(values, indices, neurons)
     return reference.activation_counts(values, indices, neurons)
 
 
@@ -23,6 +27,10 @@ def _counts_fake(values, indices, neurons, backend):
 
 
 def _top_n(counts: Tensor, n: int, backend: str) -> Tensor:
+    if backend == "triton":
+        from . import triton_kernel
+
+        return triton_kernel.top_n(counts, n)
     return cpu.top_n(counts, n) if backend == "cpu" else reference.top_n(counts, n).clone()
 
 

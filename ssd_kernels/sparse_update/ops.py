@@ -32,6 +32,10 @@ def _update(
         step = lr * scale if factor is None else lr * scale * factor.item()
         return cpu.sparse_update(weight, rows, grad_rows, step, clamp, renormalise)
     _check_rows(rows, weight.shape[0])
+    if backend == "triton":
+        from . import triton_kernel
+
+        return triton_kernel.sparse_update(weight, rows, grad_rows, lr * scale, factor, clamp, renormalise)
     step = lr * scale if factor is None else lr * scale * factor.double().reshape(())
     new, movement = reference.sparse_update(weight, rows, grad_rows, step, clamp, renormalise)
     weight.index_copy_(0, rows, new)

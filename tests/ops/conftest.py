@@ -9,7 +9,7 @@ def pytest_generate_tests(metafunc):
     operation = getattr(metafunc.module, "OPERATION", None)
     if operation and "backend" in metafunc.fixturenames:
         native = [f"cpu-{level}" for level in testing.simd_levels()] if operation in _backend.CPU_OPERATIONS else []
-        metafunc.parametrize("backend", ["reference", *native], indirect=True)
+        metafunc.parametrize("backend", ["reference", *native, *(["triton"] if operation in _backend.TRITON_OPERATIONS else [])], indirect=True)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""activation_counts and top_n: every contract, on the reference and on every native kernel."""
+"""activation_counts and top_n: every contract, on the reference, every native kernel and Triton."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def forms(h, k):
 @pytest.mark.parametrize("dtype", testing.DTYPES, ids=id_of)
 @pytest.mark.parametrize("shape", testing.SHAPES, ids=id_of)
 def test_counts_are_exact(shape, dtype, values, backend):
-    for scale in testing.SCALES:
+    for scale in testing.SCALES[: 1 if backend == "triton" else None]:  # the interpreter is slow
         h = make(shape.b, shape.r, values=values, dtype=dtype, scale=scale)
         for active in forms(h, shape.r):
             counts = activation_counts(active, shape.r, backend=backend)
@@ -71,9 +71,10 @@ def test_top_n_is_a_stable_sort(backend, counts, data):
 
 
 def test_top_n_of_strided_and_large_counts(backend):
-    counts = torch.randint(0, 30, (20000, 2), generator=torch.Generator().manual_seed(0))
+    neurons = 2500 if backend == "triton" else 20000
+    counts = torch.randint(0, 30, (neurons, 2), generator=torch.Generator().manual_seed(0))
     expected = torch.sort(counts[:, 0], descending=True, stable=True).indices
-    for n in (1, 1000, 19999, 20000):
+    for n in (1, 1000, neurons - 1, neurons):
         assert torch.equal(top_n(counts[:, 0], n, backend=backend), expected[:n])
 
 

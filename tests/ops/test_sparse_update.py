@@ -1,4 +1,4 @@
-"""sparse_update_: every contract, on the reference and on every native kernel."""
+"""sparse_update_: every contract, on the reference, every native kernel and Triton."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from ssd_kernels.sparse_update import reference
 from ssd_kernels.testing import assert_accurate, id_of, make, num_threads, poisoned_empty, same_bits
 
 OPERATION = "sparse_update"
-SIZES = ((1, 1, 1), (9, 1, 4), (33, 7, 33), (70, 31, 12), (300, 65, 111), (1000, 256, 200))
+SIZES = ((1, 1, 1), (9, 1, 4), (5, 2500, 2), (33, 7, 33), (70, 31, 12), (300, 65, 111), (1000, 256, 200))
 
 
 def problem(r, d, m, dtype=torch.float32, values="normal", layout="contiguous"):
@@ -32,7 +32,8 @@ def expected_of(weight, rows, grad, dtype, **options):
 @pytest.mark.parametrize("dtype", testing.DTYPES, ids=id_of)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_update_is_accurate_and_movement_is_that_of_the_stored_rows(size, dtype, clamp, renormalise, backend):
-    for values in ("normal", "uniform", "ties", "zeros", "negative"):
+    few = backend == "triton" and size[0] == 1000  # the interpreter is slow
+    for values in ("normal",) if few else ("normal", "uniform", "ties", "zeros", "negative"):
         weight, rows, grad = problem(*size, dtype, values)
         before = weight.clone()
         movement = sparse_update_(
