@@ -54,9 +54,7 @@ def _count_entries_kernel(values_ptr, indices_ptr, counts_ptr, entries, BLOCK: t
 
 
 @triton.jit
-def _sort_blocks_kernel(
-    counts_ptr, sorted_ptr, neurons_ptr, R, stride, BLOCK: tl.constexpr, COMPARED: tl.constexpr
-):
+def _sort_blocks_kernel(counts_ptr, sorted_ptr, neurons_ptr, R, stride, BLOCK: tl.constexpr, COMPARED: tl.constexpr):
     first = tl.program_id(0).to(tl.int64) * BLOCK
     neuron = first + tl.arange(0, BLOCK)
     count = tl.load(counts_ptr + neuron * stride, mask=neuron < R, other=-1)
@@ -73,9 +71,7 @@ def _sort_blocks_kernel(
 
 
 @triton.jit
-def _merge_ranks_kernel(
-    sorted_ptr, neurons_ptr, selected_ptr, R, n, blocks, BLOCK: tl.constexpr, STEPS: tl.constexpr
-):
+def _merge_ranks_kernel(sorted_ptr, neurons_ptr, selected_ptr, R, n, blocks, BLOCK: tl.constexpr, STEPS: tl.constexpr):
     block = tl.program_id(0)
     place = tl.arange(0, BLOCK)
     at = block.to(tl.int64) * BLOCK + place

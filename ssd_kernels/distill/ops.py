@@ -6,6 +6,8 @@ as well, unused, so that a double backward meets the formula that raises.
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,18 @@ def _check_distinct(name: str, values: Tensor) -> None:
         raise ValueError(f"{name} must be distinct")
 
 
+def _implementation(backend: str) -> ModuleType:
+    match backend:
+        case "cpu":
+            return cpu
+        case "triton":
+            from . import triton_kernel
+
+            return triton_kernel
+        case _:
+            return reference
+
+
 def _logits(
     logits: Tensor,
     labels: Tensor,
@@ -41,8 +55,7 @@ def _logits(
     if old_classes is not None:
         _check_range("old_classes", old_classes, logits.shape[1])
         _check_distinct("old_classes", old_classes)
-    run = cpu if backend == "cpu" else reference
-    return run.distill_logits(logits, labels, teacher, old_classes, temperature, reverse)
+    return _implementation(backend).distill_logits(logits, labels, teacher, old_classes, temperature, reverse)
 
 
 def _logits_fake(logits, labels, teacher, old_classes, temperature, reverse, backend):
@@ -84,8 +97,7 @@ def _hidden(
         dense = [v.shape[1] for v, i in ((values, indices), (teacher_values, teacher_indices)) if i is None]
         _check_range("units", units, min(dense, default=2**31))
         _check_distinct("units", units)
-    run = cpu if backend == "cpu" else reference
-    return run.distill_hidden(
+    return _implementation(backend).distill_hidden(
         values, indices, offsets, teacher_values, teacher_indices, teacher_offsets, units, temperature, reverse
     )
 

@@ -31,12 +31,9 @@ def _stepped(weight_ptr, grad_ptr, factor, inside, CLAMP: tl.constexpr, ACC: tl.
 
 
 @triton.jit
-def _divided(new, norm, RENORMALISE: tl.constexpr, ACC: tl.constexpr):
-    if RENORMALISE:
-        if ACC == tl.float32:
-            new = tl.div_rn(new, tl.broadcast_to(norm, new.shape))
-        else:
-            new = new / norm
+def _divided(new, norm, RENORMALISE: tl.constexpr):
+    if RENORMALISE:  # fp64 is divided exactly by itself
+        new = tl.div_rn(new, tl.broadcast_to(norm, new.shape)) if new.dtype == tl.float32 else new / norm
     return new
 
 
@@ -84,7 +81,7 @@ def _sparse_update_kernel(
         gradient = grad_row + column[None, :].to(tl.int64) * stride_gd
         old, new = _stepped(place, gradient, factor, inside, CLAMP, ACC)
         norm = _guarded_norm(tl.sum(new.to(tl.float64) * new.to(tl.float64), 1), ACC)
-        stored = _divided(new, norm, RENORMALISE, ACC).to(weight_ptr.dtype.element_ty)
+        stored = _divided(new, norm, RENORMALISE).to(weight_ptr.dtype.element_ty)
         tl.store(place, stored, mask=inside)
         moved = tl.where(inside, stored.to(ACC).to(tl.float64) - old.to(tl.float64), 0.0)
         squares = tl.sum(moved * moved, 1)
@@ -104,7 +101,7 @@ def _sparse_update_kernel(
             place = weight_row + (start + column)[None, :].to(tl.int64) * stride_wd
             gradient = grad_row + (start + column)[None, :].to(tl.int64) * stride_gd
             old, new = _stepped(place, gradient, factor, inside, CLAMP, ACC)
-            stored = _divided(new, norm, RENORMALISE, ACC).to(weight_ptr.dtype.element_ty)
+            stored = _divided(new, norm, RENORMALISE).to(weight_ptr.dtype.element_ty)
             tl.store(place, stored, mask=inside)
             moved = tl.where(inside, stored.to(ACC).to(tl.float64) - old.to(tl.float64), 0.0)
             squares += tl.sum(moved * moved, 1)

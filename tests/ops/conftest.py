@@ -1,15 +1,27 @@
-"""The `backend` of an operation's tests: the reference, and the native kernels at every SIMD level."""
+"""The `backend` of an operation's tests: the reference, the native kernels at every SIMD level, and Triton's.
+
+The tests pass CPU tensors, so the Triton kernels run in the interpreter; with a GPU at hand tests/ops/test_gpu.py runs
+them there.
+"""
+
+import importlib.util
+import os
 
 import pytest
 
 from ssd_kernels import _backend, testing
 
 
+def _interpreted() -> bool:
+    return importlib.util.find_spec("triton") is not None and os.environ.get("TRITON_INTERPRET") == "1"
+
+
 def pytest_generate_tests(metafunc):
     operation = getattr(metafunc.module, "OPERATION", None)
     if operation and "backend" in metafunc.fixturenames:
         native = [f"cpu-{level}" for level in testing.simd_levels()] if operation in _backend.CPU_OPERATIONS else []
-        metafunc.parametrize("backend", ["reference", *native, *(["triton"] if operation in _backend.TRITON_OPERATIONS else [])], indirect=True)
+        triton = ["triton"] if operation in _backend.TRITON_OPERATIONS and _interpreted() else []
+        metafunc.parametrize("backend", ["reference", *native, *triton], indirect=True)
 
 
 @pytest.fixture

@@ -1,5 +1,9 @@
-"""distill_loss: every contract, on the reference and on every native kernel."""
+"""distill_loss: every contract, on the reference, every native kernel and Triton.
 
+Triton's interpreter takes milliseconds per sample, so its batches and tables are smaller.
+"""
+
+import dataclasses
 import itertools
 import math
 
@@ -44,6 +48,11 @@ def problem(b=7, r=41, c=10, n=13, dtype=torch.float64, student="rows", teacher=
     units = torch.randperm(r, generator=generator)[:n]
     z = as_kind(hidden(b, r, seed + 3, scale), student, dtype)
     return logits, labels, z, q, as_kind(hidden(b, r, seed + 4, scale), teacher, dtype), units
+
+
+def sized(backend, many, few):
+    """`many`, or `few` for the interpreter."""
+    return few if backend == "triton" else many
 
 
 def values_of(active):
@@ -91,8 +100,9 @@ def leaves(logits, z):
 @pytest.mark.parametrize("student", KINDS)
 @pytest.mark.parametrize("temperature", (0.5, 8.0))
 def test_losses_and_gradients_are_those_of_the_oracle(student, teacher, temperature, kl, backend):
-    for old_classes in (None, torch.tensor([7, 2, 5])):
-        logits, labels, z, q, t, units = problem(student=student, teacher=teacher)
+    both = (None, torch.tensor([7, 2, 5]))
+    for old_classes in sized(backend, both, both[: 1 if temperature == 8.0 else None][-1:]):
+        logits, labels, z, q, t, units = problem(b=sized(backend, 7, 2), student=student, teacher=teacher)
         logits, z = leaves(logits, z)
         options = {"temperature": temperature, "kl": kl, "alpha": 0.6, "lam": 0.4, "old_classes": old_classes}
         got = distill_loss(logits, labels, z, q, t, units=units, backend=backend, **options)
@@ -118,7 +128,7 @@ def test_each_part_is_differentiable(part, backend):
 @pytest.mark.parametrize("student", KINDS)
 @pytest.mark.parametrize("dtype", testing.DTYPES, ids=id_of)
 def test_every_dtype_is_as_accurate_as_its_storage(dtype, student, backend):
-    logits, labels, z, q, t, units = problem(b=33, r=300, n=70, dtype=dtype, student=student)
+    logits, labels, z, q, t, units = problem(b=sized(backend, 33, 2), r=300, n=70, dtype=dtype, student=student)
     logits, z = leaves(logits, z)
     got = distill_loss(logits, labels, z, q, t, units=units, backend=backend)
     wide = logits.detach().double().requires_grad_(), with_values(z, values_of(z).detach().double().requires_grad_())
@@ -129,17 +139,20 @@ def test_every_dtype_is_as_accurate_as_its_storage(dtype, student, backend):
         torch.testing.assert_close(a.double(), b, rtol=1e-6, atol=0)
     for a, b in zip(gradients(got.loss, logits, z), gradients(gold[0], *wide)):
         assert a.dtype == dtype
-        assert_accurate(a, b, b.to(dtype), tol=1e-17 if dtype == torch.float64 else None)
+        assert_accurate(a, b, b.to(dtype), tol=sized(backend, 1e-17, 2e-16) if dtype == torch.float64 else None)
 
 
 @pytest.mark.parametrize("shape", testing.SHAPES, ids=id_of)
 def test_the_case_tables(shape, backend):
     """Every kind of value, scale, dtype and layout: D classes, K selected units of R, dense and as rows."""
+    if backend == "triton":
+        shape = dataclasses.replace(shape, b=min(shape.b, 2))
     units = torch.randperm(shape.r, generator=torch.Generator().manual_seed(0))[: shape.k]
     labels = torch.randint(0, shape.d, (shape.b,), generator=torch.Generator().manual_seed(0))
     turn = itertools.count()
-    for values in testing.VALUES:
-        for scale in testing.SCALES:
+    tables = list(testing.VALUES)[: sized(backend, None, None if shape.r < 200 else 2)]
+    for place, values in enumerate(tables):
+        for scale in sized(backend, testing.SCALES, testing.SCALES[place % 3 :][:1]):
             case = next(turn)
             options = {"values": values, "scale": scale, "dtype": testing.DTYPES[case % 4]}
             options["layout"] = testing.LAYOUTS[case % 5]
@@ -163,7 +176,7 @@ def test_a_tiny_hidden_loss_is_resolved(student, teacher, backend):
     """Near-equal activations give a loss that a float32 log-softmax cannot see."""
     for scale in (1e-3, 1e-2):
         logits, labels, z, q, t, units = problem(
-            b=64, r=400, n=200, dtype=torch.float32, student=student, teacher=teacher, scale=scale
+            b=sized(backend, 64, 4), r=400, n=200, dtype=torch.float32, student=student, teacher=teacher, scale=scale
         )
         got = distill_loss(logits, labels, z, q, t, units=units, backend=backend).kd_hidden
         dense_z, dense_t = dense_of(z, 400)[:, units].double(), dense_of(t, 400)[:, units].double()
@@ -238,7 +251,8 @@ def test_extreme_logits_stay_finite(backend):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradcheck(kind, backend):
-    logits, labels, z, q, t, units = problem(b=3, r=9, c=4, n=5, student=kind, teacher=kind)
+    size = sized(backend, {"b": 3, "r": 9, "c": 4, "n": 5}, {"b": 1, "r": 4, "c": 3, "n": 3})
+    logits, labels, z, q, t, units = problem(**size, student=kind, teacher=kind)
     logits, z = leaves(logits, z)
 
     def loss(logits, values):
@@ -282,7 +296,8 @@ def test_layouts_change_nothing(kind, layout, backend):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_repeats_and_poison_change_no_bit(kind, backend):
-    logits, labels, z, q, t, units = problem(b=129, r=500, n=100, student=kind, teacher=kind, dtype=torch.float32)
+    b = sized(backend, 129, 5)
+    logits, labels, z, q, t, units = problem(b=b, r=500, n=100, student=kind, teacher=kind, dtype=torch.float32)
     results = []
     for threads in (1, 2):
         with num_threads(threads), poisoned_empty():
@@ -290,7 +305,7 @@ def test_threads_repeats_and_poison_change_no_bit(kind, backend):
                 logits_, z_ = leaves(logits, z)
                 got = distill_loss(logits_, labels, z_, q, t, units=units, backend=backend)
                 results.append((*(part.detach() for part in got), *gradients(got.loss, logits_, z_)))
-    if backend == "cpu":
+    if backend != "reference":
         assert all(same_bits(a, b) for result in results for a, b in zip(result, results[0]))
     assert all(torch.isfinite(part).all() for part in results[-1])
 
@@ -299,7 +314,7 @@ def test_threads_repeats_and_poison_change_no_bit(kind, backend):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_shape(backend, b, c, r, data):
     student, teacher = (data.draw(st.sampled_from(KINDS)) for _ in range(2))
-    n = data.draw(st.integers(1, r))
+    n, b = data.draw(st.integers(1, r)), sized(backend, b, min(b, 2))
     logits, labels, z, q, t, units = problem(b, r, c, n, student=student, teacher=teacher)
     logits, z = leaves(logits, z)
     got = distill_loss(logits, labels, z, q, t, units=units, backend=backend)

@@ -1,0 +1,81 @@
+"""The cases of triton_offline.py for the kernels around the layers: update, counts, losses.
+
+python tests/ops/triton_offline_training.py CASE@CAPABILITY...
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import triton_offline
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def whole_numbers(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    return meta(*shape, dtype=dtype)
+
+
+def sparse_update(rows: int, neurons: int, inputs: int, dtype: torch.dtype):
+    from ssd_kernels.sparse_update.triton_kernel import sparse_update
+
+    weight, grad = meta(neurons, inputs, dtype=dtype), meta(rows, inputs, dtype=dtype)
+    sparse_update(weight, whole_numbers(rows), grad, 0.05, meta(), True, True)
+
+
+def counts(batch: int, neurons: int, k: int, n: int, dtype: torch.dtype):
+    from ssd_kernels.activation_counts import triton_kernel
+
+    triton_kernel.activation_counts(meta(batch, neurons, dtype=dtype), None, neurons)
+    triton_kernel.activation_counts(meta(batch * k, dtype=dtype), whole_numbers(batch * k, dtype=torch.int32), neurons)
+    triton_kernel.top_n(whole_numbers(neurons), n)
+
+
+def hidden(batch: int, neurons: int, k: int, units: int, student: str, teacher: str, dtype: torch.dtype):
+    from ssd_kernels.distill import triton_kernel
+
+    def form(kind: str) -> tuple:
+        if kind == "dense":
+            return meta(batch, neurons, dtype=dtype), None, None
+        shape = (batch, k) if kind == "topk" else (batch * k,)
+        offsets = whole_numbers(batch + 1) if kind == "rows" else None
+        return meta(*shape, dtype=dtype), whole_numbers(*shape, dtype=torch.int32), offsets
+
+    triton_kernel.distill_hidden(*form(student), *form(teacher), whole_numbers(units), 8.0, False)
+    triton_kernel.distill_hidden(*form(student), *form(teacher), whole_numbers(units), 8.0, True)
+
+
+def logits(batch: int, classes: int, dtype: torch.dtype):
+    from ssd_kernels.distill import triton_kernel
+
+    y, labels = meta(batch, classes, dtype=dtype), whole_numbers(batch)
+    triton_kernel.distill_logits(y, labels, None, None, 8.0, False)
+    triton_kernel.distill_logits(y, labels, y, None, 8.0, False)
+    triton_kernel.distill_logits(y, labels, y, whole_numbers(classes), 8.0, True)
+
+
+CASES = {
+    "sparse_update/fp32/10k": lambda: sparse_update(1400, 10_000, 256, torch.float32),
+    "sparse_update/bf16/32k": lambda: sparse_update(8000, 32_768, 768, torch.bfloat16),
+    "sparse_update/fp16/131k": lambda: sparse_update(20_000, 131_072, 4096, torch.float16),
+    "counts/fp32/10k": lambda: counts(512, 10_000, 10, 1000, torch.float32),
+    "counts/bf16/131k": lambda: counts(8192, 131_072, 64, 1000, torch.bfloat16),
+    "hidden/topk-rows/10k": lambda: hidden(512, 10_000, 10, 1000, "topk", "rows", torch.float32),
+    "hidden/rows-rows/10k": lambda: hidden(512, 10_000, 31, 1000, "rows", "rows", torch.float32),
+    "hidden/topk-topk/32k": lambda: hidden(4096, 32_768, 32, 1000, "topk", "topk", torch.bfloat16),
+    "hidden/dense-rows/10k": lambda: hidden(512, 10_000, 31, 1000, "dense", "rows", torch.float32),
+    "hidden/dense-dense/10k": lambda: hidden(512, 10_000, 31, 1000, "dense", "dense", torch.float16),
+    "logits/fp32/10": lambda: logits(512, 10, torch.float32),
+    "logits/bf16/1000": lambda: logits(4096, 1000, torch.bfloat16),
+}
+triton_offline.CASES.update(CASES)
+
+if __name__ == "__main__":
+    triton_offline.main(sys.argv[1:])
