@@ -17,16 +17,14 @@ from torch import Tensor
 
 from .. import _triton
 
-_STRIP, _SLAB = 64, 64  # columns of a program, rows it reads at once
+_STRIP, _SLAB = 64, 32  # columns of a program, rows it reads at once
 _ENTRIES = 1024  # sparse entries of a program
 _SORTED, _COMPARED = 1024, 8  # neurons of a sorted block, neurons that each is compared with at once
 
 
 @triton.jit
 def _positive(values):
-    if values.dtype == tl.float64:
-        return values > 0
-    return values.to(tl.float32) > 0
+    return values > 0 if values.dtype == tl.float64 else values.to(tl.float32) > 0
 
 
 @triton.jit

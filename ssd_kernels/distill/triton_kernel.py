@@ -20,6 +20,7 @@ from .._pointers import adjacent, row_stride
 from ..gaba_linear.reference import accumulation_dtype
 
 DENSE, TOPK, ROWS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+MATCHED = tl.constexpr(16)  # entries of a TopK row that are compared at once
 _HUGE = tl.constexpr(600.0)  # beyond, exp needs the shift by the largest
 _SPARSE_BLOCK, _DENSE_BLOCK, _SUM_BLOCK = 128, 512, 1024
 
@@ -28,17 +29,13 @@ _SPARSE_BLOCK, _DENSE_BLOCK, _SUM_BLOCK = 128, 512, 1024
 @triton.jit
 def wide(value):
     """fp64 of any float."""
-    if value.dtype == tl.float64:
-        return value
-    return value.to(tl.float32).to(tl.float64)
+    return value if value.dtype == tl.float64 else value.to(tl.float32).to(tl.float64)
 
 
 @triton.jit
 def narrow(value, ptr):
     """An fp64 number in the dtype that `ptr` points to; the 16-bit ones by way of fp32."""
-    if ptr.dtype.element_ty == tl.float64:
-        return value
-    return value.to(tl.float32).to(ptr.dtype.element_ty)
+    return value if ptr.dtype.element_ty == tl.float64 else value.to(tl.float32).to(ptr.dtype.element_ty)
 
 
 @triton.jit
@@ -53,8 +50,11 @@ def _extent(offsets_ptr, row, units, width, KIND: tl.constexpr):
     """Where the entries of a sample begin and how many there are."""
     if KIND == ROWS:
         first = tl.load(offsets_ptr + row)
-        return first, (tl.load(offsets_ptr + row + 1) - first).to(tl.int32)
-    return row * width, (units if KIND == DENSE else width)
+        count = (tl.load(offsets_ptr + row + 1) - first).to(tl.int32)
+    else:
+        first = row * width
+        count = units if KIND == DENSE else width
+    return first, count
 
 
 @triton.jit
@@ -82,35 +82,38 @@ def _entries(values_ptr, indices_ptr, units_ptr, row, first, at, count, units, w
     if KIND == DENSE:
         neuron = tl.load(units_ptr + at, mask=inside, other=0).to(tl.int32)
         real = (neuron >= 0) & (neuron < width)
-        value = tl.load(values_ptr + row * stride + neuron, mask=inside & real, other=0.0)
-        return tl.where(real, wide(value), float("nan")), neuron, inside  # a unit that does not exist shows
-    neuron = tl.load(indices_ptr + first + at, mask=inside, other=0)
-    value = wide(tl.load(values_ptr + first + at, mask=inside, other=0.0))
-    _, selected = _bisect(units_ptr, 0, units, neuron, inside)
+        value = wide(tl.load(values_ptr + row * stride + neuron, mask=inside & real, other=0.0))
+        value = tl.where(real, value, float("nan"))  # a unit that does not exist shows
+        selected = inside
+    else:
+        neuron = tl.load(indices_ptr + first + at, mask=inside, other=0)
+        value = wide(tl.load(values_ptr + first + at, mask=inside, other=0.0))
+        _, selected = _bisect(units_ptr, 0, units, neuron, inside)
     return value, neuron, selected
 
 
 @triton.jit
-def _lookup(
-    values_ptr, indices_ptr, row, first, count, width, stride, neuron, asked, KIND: tl.constexpr, BLOCK: tl.constexpr
-):
+def _lookup(values_ptr, indices_ptr, row, first, count, width, stride, neuron, asked, KIND: tl.constexpr):
     """What a sample holds for some neurons: activation in fp64 (0 where absent), and whether it has an entry."""
     if KIND == DENSE:
         real = asked & (neuron >= 0) & (neuron < width)
-        return wide(tl.load(values_ptr + row * stride + neuron, mask=real, other=0.0)), asked
-    if KIND == ROWS:
+        value = wide(tl.load(values_ptr + row * stride + neuron, mask=real, other=0.0))
+        found = asked
+    elif KIND == ROWS:
         place, found = _bisect(indices_ptr, first, count, neuron, asked)
-        return wide(tl.load(values_ptr + first + place, mask=found, other=0.0)), found
-    value = tl.zeros(neuron.shape, tl.float64)
-    matches = tl.zeros(neuron.shape, tl.int32)
-    for start in range(0, count, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        other = tl.load(indices_ptr + first + at, mask=at < count, other=-1)
-        held = wide(tl.load(values_ptr + first + at, mask=at < count, other=0.0))
-        match = (other[None, :] == neuron[:, None]) & asked[:, None]
-        value += tl.sum(tl.where(match, held[None, :], 0.0), 1)
-        matches += tl.sum(match.to(tl.int32), 1)
-    return value, matches > 0
+        value = wide(tl.load(values_ptr + first + place, mask=found, other=0.0))
+    else:
+        value = tl.zeros(neuron.shape, tl.float64)
+        matches = tl.zeros(neuron.shape, tl.int32)
+        for start in range(0, count, MATCHED):
+            at = start + tl.arange(0, MATCHED)
+            other = tl.load(indices_ptr + first + at, mask=at < count, other=-1)
+            held = wide(tl.load(values_ptr + first + at, mask=at < count, other=0.0))
+            match = (other[None, :] == neuron[:, None]) & asked[:, None]
+            value += tl.sum(tl.where(match, held[None, :], 0.0), 1)
+            matches += tl.sum(match.to(tl.int32), 1)
+        found = matches > 0
+    return value, found
 
 
 @triton.jit
@@ -177,7 +180,7 @@ def hidden_sample(
             z_ptr, z_indices_ptr, units_ptr, row, first_s, at, count_s, units, z_width, stride_z, STUDENT
         )
         q, _ = _lookup(
-            q_ptr, q_indices_ptr, teacher_row, first_t, count_t, q_width, stride_q, neuron, selected, TEACHER, BLOCK_T
+            q_ptr, q_indices_ptr, teacher_row, first_t, count_t, q_width, stride_q, neuron, selected, TEACHER
         )
         share_s, share_t = tl.exp(z * inverse - log_s), tl.exp(q * inverse - log_t)
         share = share_s if REVERSE else share_t
@@ -192,7 +195,7 @@ def hidden_sample(
                 q_ptr, q_indices_ptr, units_ptr, teacher_row, first_t, at, count_t, units, q_width, stride_q, TEACHER
             )
             _, shared = _lookup(
-                z_ptr, z_indices_ptr, row, first_s, count_s, z_width, stride_z, neuron, selected, STUDENT, BLOCK_S
+                z_ptr, z_indices_ptr, row, first_s, count_s, z_width, stride_z, neuron, selected, STUDENT
             )
             share = tl.exp(-log_s if REVERSE else q * inverse - log_t)
             moment -= tl.sum(tl.where(selected & ~shared, share * q * inverse, 0.0), 0)
@@ -204,8 +207,7 @@ def hidden_sample(
                 z_ptr, z_indices_ptr, units_ptr, row, first_s, at, count_s, units, z_width, stride_z, STUDENT
             )
             q, _ = _lookup(
-                q_ptr, q_indices_ptr, teacher_row, first_t, count_t, q_width, stride_q, neuron, selected, TEACHER,
-                BLOCK_T,
+                q_ptr, q_indices_ptr, teacher_row, first_t, count_t, q_width, stride_q, neuron, selected, TEACHER
             )  # fmt: skip
             gradient = tl.exp(z * inverse - log_s) * ((z - q) * inverse - gap - kl)
             gradient = tl.where(selected, gradient_scale / n * gradient, 0.0)
@@ -393,7 +395,7 @@ def distill_hidden(
         *student[0], *teacher[0], units, grad, kl, batch, units.shape[0],
         student[1], teacher[1], student[2], teacher[2],
         *_triton.split_double(temperature), STUDENT=student[3], TEACHER=teacher[3], REVERSE=reverse,
-        BLOCK_S=student[4], BLOCK_T=teacher[4], num_warps=2 if max(student[4], teacher[4]) <= 128 else 4,
+        BLOCK_S=student[4], BLOCK_T=teacher[4], num_warps=4,
     )  # fmt: skip
     if order is not None:
         grad = torch.empty_like(grad).index_copy_(1, order, grad)

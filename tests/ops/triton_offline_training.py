@@ -78,4 +78,6 @@ CASES = {
 triton_offline.CASES.update(CASES)
 
 if __name__ == "__main__":
+    if triton_offline.tools() is None:
+        sys.exit(3)
     triton_offline.main(sys.argv[1:])
