@@ -16,7 +16,9 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 CPU_OPERATIONS: frozenset[str] = frozenset(
     {"activation_counts", "distill", "gaba_linear", "sdmlp_trainer", "sparse_linear", "sparse_update", "topk_linear"}
 )
-TRITON_OPERATIONS: frozenset[str] = frozenset({"activation_counts", "distill", "sparse_update"})
+TRITON_OPERATIONS: frozenset[str] = frozenset(
+    {"activation_counts", "distill", "sparse_linear", "sparse_update", "topk_linear"}
+)
 CUDA_OPERATIONS: frozenset[str] = frozenset()
 
 

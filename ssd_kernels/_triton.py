@@ -28,10 +28,12 @@ class Machine:
     Attributes:
         capability: 80, 90, 100 and so on: compute capability times ten.
         multiprocessors: how many programs run side by side, at one per multiprocessor.
+        keys: how many int64 one program should hold at most; the interpreter is fastest with few, large programs.
     """
 
     capability: int
     multiprocessors: int
+    keys: int = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +77,7 @@ def machine_of(device: torch.device) -> Machine:
         case "meta":
             return _recorded.get()[0]
         case _:
-            return Machine(80, INTERPRETER_MULTIPROCESSORS)
+            return Machine(80, INTERPRETER_MULTIPROCESSORS, 2**20)
 
 
 def launch(
@@ -124,6 +126,23 @@ def split_double(value: float) -> tuple[float, float]:
     return high, value - high
 
 
+def row_stride(matrix: torch.Tensor) -> int:
+    """The distance of its rows in elements."""
+    return matrix.stride(0) if matrix.shape[0] > 1 else matrix.shape[1]
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """How tl.dot multiplies: products of 16-bit numbers are exact in fp32; fp32 is split into three TF32 products."""
+    return "tf32x3" if dtype == torch.float32 else "ieee"
+
+
+def dot_dtype(tensor: torch.Tensor) -> tl.dtype:
+    """What tl.dot takes: the storage type, but fp32 for bf16 in the interpreter, whose tl.dot reads it as integers."""
+    if tensor.dtype == torch.float32 or (tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu"):
+        return tl.float32
+    return tl.bfloat16 if tensor.dtype == torch.bfloat16 else tl.float16
+
+
 # ---- Device code.
 @triton.jit
 def ordered_key(score, index):
@@ -149,3 +168,195 @@ def key_score(key):
 def key_index(key):
     """The int32 index of an ordered key."""
     return 0x7FFFFFFF - (key & 0x7FFFFFFF).to(tl.int32)
+
+
+@triton.jit
+def smallest_of_largest(key, count, wanted):
+    """The smallest of the `wanted` largest keys of each row, or of all its keys where `count` is not more.
+
+    Args:
+        key: (P, N) int64, unique in each row; unused slots hold the smallest int64.
+        count: (P,) int32, the used slots of each row.
+        wanted: a number.
+
+    Halves the interval between the row's extremes until exactly `wanted` keys reach its lower end: at most 64 passes.
+    """
+    used = key != -(2**63)
+    low = tl.min(tl.where(used, key, 0x7FFFFFFFFFFFFFFF), axis=1)
+    high = tl.max(key, axis=1) + 1
+    searching = count > wanted
+    while tl.max(searching.to(tl.int32), axis=0) > 0:
+        middle = (low & high) + ((low ^ high) >> 1)  # the mean, without overflow
+        reached = tl.sum((key >= middle[:, None]).to(tl.int32), axis=1)
+        low = tl.where(searching & (reached >= wanted), middle, low)
+        high = tl.where(searching & (reached < wanted), middle, high)
+        searching = searching & (reached != wanted)
+    return low
+
+
+# ---- Sums over sparse pairs (sample, neuron): no float atomics, one program owns one sum, its order is fixed.
+@triton.jit
+def _gather_sum_kernel(
+    value_ptr, index_ptr, offset_ptr, mask_ptr, scale_ptr, m_ptr, out_ptr, batch, per_sample, width,
+    stride_row, stride_column, stride_out, BLOCK_B: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """out[b, :] = sum over the pairs of sample b of value * scale[neuron] * m[neuron, :], for BLOCK_B samples.
+
+    BLOCK_P pairs of each sample are read at a time.
+    """
+    sample = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = (sample < batch)[:, None] & (column < width)[None, :]
+    at, end = sample * per_sample, (sample + 1) * per_sample
+    if offset_ptr is not None:
+        at = tl.load(offset_ptr + sample, mask=sample < batch, other=0)
+        end = tl.load(offset_ptr + sample + 1, mask=sample < batch, other=0)
+    end = tl.where(sample < batch, end, at)
+    total = tl.zeros((BLOCK_B, BLOCK_N), tl.float32)
+    for _ in range(0, tl.max(end - at, axis=0), BLOCK_P):
+        pair = at[:, None] + tl.arange(0, BLOCK_P)[None, :]
+        used = pair < end[:, None]
+        if mask_ptr is not None:
+            used = used & ~(tl.load(mask_ptr + pair, mask=used, other=0.0).to(tl.float32) <= 0)
+        neuron = tl.load(index_ptr + pair, mask=used, other=0).to(tl.int64)
+        value = tl.load(value_ptr + pair, mask=used, other=0.0).to(tl.float32)
+        if scale_ptr is not None:
+            value *= tl.load(scale_ptr + neuron, mask=used, other=0.0)
+        m_at = m_ptr + neuron[:, :, None] * stride_row + column.to(tl.int64)[None, None, :] * stride_column
+        m = tl.load(m_at, mask=used[:, :, None] & (column < width)[None, None, :], other=0.0).to(tl.float32)
+        total += tl.sum(value[:, :, None] * m, axis=1)
+        at += BLOCK_P
+    out_at = out_ptr + sample[:, None] * stride_out + column[None, :]
+    tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _segment_sum_kernel(
+    key_ptr, order_ptr, value_ptr, sample_ptr, scale_ptr, m_ptr, place_ptr, out_ptr, pairs, neurons, per_sample, width,
+    stride_m, stride_row, stride_column, BLOCK_G: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """out[neuron, :] = sum over the neuron's pairs of value * scale[sample] * m[sample, :]; m is 1 where it is None.
+
+    Pairs are sorted by neuron, samples ascending. A program looks at BLOCK_G pairs, and sums, BLOCK_P pairs at a time,
+    the segments that begin with one of them. Pairs with neuron = `neurons` belong to nobody.
+    """
+    first = tl.program_id(0).to(tl.int64) * BLOCK_G + tl.arange(0, BLOCK_G)
+    neuron = tl.load(key_ptr + first, mask=first < pairs, other=neurons)
+    before = tl.load(key_ptr + first - 1, mask=(first > 0) & (first < pairs), other=-1)
+    head = (neuron != before) & (neuron < neurons)
+    if tl.max(head.to(tl.int32), axis=0) > 0:
+        row = neuron.to(tl.int64)
+        if place_ptr is not None:
+            row = tl.load(place_ptr + first, mask=head, other=0).to(tl.int64)
+        for begin in range(0, width, BLOCK_N):
+            column = begin + tl.arange(0, BLOCK_N)
+            total = tl.zeros((BLOCK_G, BLOCK_N), tl.float32)
+            at = first
+            going = head
+            while tl.max(going.to(tl.int32), axis=0) > 0:
+                place = at[:, None] + tl.arange(0, BLOCK_P)[None, :]
+                mine = going[:, None] & (place < pairs)
+                mine = mine & (tl.load(key_ptr + place, mask=mine, other=-1) == neuron[:, None])
+                pair = tl.load(order_ptr + place, mask=mine, other=0)
+                value = tl.load(value_ptr + pair, mask=mine, other=0.0).to(tl.float32)
+                sample = pair // per_sample
+                if sample_ptr is not None:
+                    sample = tl.load(sample_ptr + pair, mask=mine, other=0)
+                if scale_ptr is not None:
+                    value *= tl.load(scale_ptr + sample, mask=mine, other=0.0)
+                term = tl.broadcast_to(value[:, :, None], (BLOCK_G, BLOCK_P, BLOCK_N))
+                if m_ptr is not None:
+                    inside = mine[:, :, None] & (column < width)[None, None, :]
+                    m_at = m_ptr + sample[:, :, None] * stride_m + column[None, None, :]
+                    term = term * tl.load(m_at, mask=inside, other=0.0).to(tl.float32)
+                total += tl.sum(term, axis=1)
+                going = going & (tl.sum(mine.to(tl.int32), axis=1) == BLOCK_P)  # the segment may go on
+                at += BLOCK_P
+            out_at = out_ptr + row[:, None] * stride_row + column.to(tl.int64)[None, :] * stride_column
+            tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=head[:, None] & (column < width)[None, :])
+
+
+def sum_blocks(many: int, width: int, machine: Machine) -> tuple[int, int, int]:
+    """Sums, pairs and columns that a program of the two kernels above has at a time: one sum of 8 pairs on a GPU."""
+    block_n = min(512, triton.next_power_of_2(width))
+    block_p = 8 if block_n > 32 else 32
+    room = max(1, machine.keys // (block_p * block_n))
+    return min(room, triton.next_power_of_2(max(many, 1))), block_p, block_n
+
+
+@dataclasses.dataclass(frozen=True)
+class Segments:
+    """Pairs sorted by neuron, stable: samples ascend within each.
+
+    Attributes:
+        keys: (P,) int32, the neurons, ascending; `neurons` stands for pairs that are left out, at the end.
+        order: (P,) int64, which pair each is.
+        neurons: R.
+    """
+
+    keys: torch.Tensor
+    order: torch.Tensor
+    neurons: int
+
+    @classmethod
+    def of(cls, indices: torch.Tensor, neurons: int, inactive: torch.Tensor | None = None) -> Segments:
+        """Sorts the pairs by index (P,) int32; those marked `inactive` belong to no neuron."""
+        indices = indices.reshape(-1)
+        if inactive is not None:
+            indices = torch.where(inactive.reshape(-1), neurons, indices)
+        keys, order = torch.sort(indices.to(torch.int32), stable=True)
+        return cls(keys, order, neurons)
+
+    def rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The neurons that have pairs, (U,) int64 ascending, and which of them each pair is of. Waits for the GPU."""
+        heads = self.keys < self.neurons
+        heads[1:] &= self.keys[1:] != self.keys[:-1]
+        return self.keys[heads].long(), torch.cumsum(heads, 0) - 1
+
+
+def gather_sum(
+    values: torch.Tensor, indices: torch.Tensor, offsets: torch.Tensor | None, matrix: torch.Tensor, out: torch.Tensor,
+    *, mask: torch.Tensor | None = None, scale: torch.Tensor | None = None,
+) -> None:  # fmt: skip
+    """out[b, :] = sum over the pairs of sample b of value * scale[index] * matrix[index, :], in their order.
+
+    Args:
+        values, indices: (B, K) where offsets is None, else (nnz,); contiguous.
+        offsets: (B + 1,) int64 or None.
+        matrix: (R, N), any strides.
+        out: (B, N), contiguous.
+        mask: as values; pairs where it is <= 0 are left out.
+        scale: (R,) fp32 or None.
+    """
+    batch, width = out.shape
+    block_b, block_p, block_n = sum_blocks(batch, width, machine_of(out.device))
+    launch(
+        _gather_sum_kernel, (triton.cdiv(batch, block_b), triton.cdiv(width, block_n)), values, indices, offsets, mask,
+        scale, matrix, out, batch, values.shape[-1] if offsets is None else 0, width, matrix.stride(0),
+        matrix.stride(1), row_stride(out), BLOCK_B=block_b, BLOCK_P=block_p, BLOCK_N=block_n,
+    )  # fmt: skip
+
+
+def segment_sum(
+    segments: Segments, values: torch.Tensor, samples: torch.Tensor | None, matrix: torch.Tensor | None,
+    out: torch.Tensor, *, place: torch.Tensor | None = None, scale: torch.Tensor | None = None,
+) -> None:  # fmt: skip
+    """out[neuron, :] = sum over the neuron's pairs of value * scale[sample] * matrix[sample, :], samples ascending.
+
+    Args:
+        segments: of the pairs; neurons without one are not written.
+        values: (B, K) or (nnz,), contiguous.
+        samples: (nnz,) int64, the sample of each pair, or None where each has K of them.
+        matrix: (B, N), adjacent columns, or None for a column of ones.
+        out: (R, N) or, with `place`, (U, N); any strides.
+        place: (P,), the row of each pair's neuron in `out`, from Segments.rows.
+        scale: (B,) fp32 or None.
+    """
+    pairs, width = values.numel(), out.shape[1]
+    block_g, block_p, block_n = sum_blocks(pairs, width, machine_of(out.device))
+    launch(
+        _segment_sum_kernel, (triton.cdiv(pairs, block_g),), segments.keys, segments.order, values, samples, scale,
+        matrix, place, out, pairs, segments.neurons, 1 if samples is not None else values.shape[-1], width,
+        0 if matrix is None else row_stride(matrix), out.stride(0), out.stride(1),
+        BLOCK_G=block_g, BLOCK_P=block_p, BLOCK_N=block_n,
+    )  # fmt: skip

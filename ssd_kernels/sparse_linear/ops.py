@@ -30,6 +30,10 @@ def _fwd(values: Tensor, indices: Tensor, offsets: Tensor | None, weight: Tensor
         return cpu.forward(values, indices, offsets, weight)
     check_indices(indices, weight.shape[1])
     check_offsets(offsets, values.numel())
+    if backend == "triton":
+        from . import triton_kernel
+
+        return triton_kernel.forward(values, indices, offsets, weight)
     return reference.sparse_linear(values, indices, offsets, weight)
 
 
@@ -48,11 +52,16 @@ def _bwd(
     need_weight: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    if backend == "cpu":
+    if backend in ("cpu", "triton"):
         grad_values = values.new_empty(values.shape if need_values else 0)
         grad_weight = _like_weight(weight) if need_weight else weight.new_empty(0)
         wanted = (grad_values if need_values else None, grad_weight if need_weight else None)
-        cpu.backward(grad_y, values, indices, offsets, weight, *wanted)
+        if backend == "cpu":
+            cpu.backward(grad_y, values, indices, offsets, weight, *wanted)
+        else:
+            from . import triton_kernel
+
+            triton_kernel.backward(grad_y, values, indices, offsets, weight, *wanted)
         return grad_values, grad_weight
     grad_values, grad_weight = reference.sparse_linear_backward(grad_y, values, indices, offsets, weight)
     return (

@@ -44,6 +44,10 @@ def _fwd(
             return reference.forward(x, weight, bias, k, activation, normalize, inhibition)
         case "cpu":
             return cpu.forward(x, weight, bias, k, activation, normalize, inhibition)
+        case "triton":
+            from . import triton_kernel
+
+            return triton_kernel.forward(x, weight, bias, k, activation, normalize, inhibition)
         case _:
             raise ValueError(f"topk_linear: backend={backend!r} is not resolved")
 
@@ -86,6 +90,14 @@ def _bwd(
             return tuple(grad if need else grad.new_empty(0) for grad, need in zip(grads, needed))
         case "cpu":
             grad_x, _, grad_weight, grad_bias = cpu.backward(
+                grad_values, x, weight, values, indices, activation, normalize, inhibition,
+                need_x, need_weight, need_bias, as_rows=False,
+            )  # fmt: skip
+            return tuple(x.new_empty(0) if grad is None else grad for grad in (grad_x, grad_weight, grad_bias))
+        case "triton":
+            from . import triton_kernel
+
+            grad_x, _, grad_weight, grad_bias = triton_kernel.backward(
                 grad_values, x, weight, values, indices, activation, normalize, inhibition,
                 need_x, need_weight, need_bias, as_rows=False,
             )  # fmt: skip
@@ -144,6 +156,14 @@ def _bwd_rows(
             )
         case "cpu":
             grads = cpu.backward(
+                grad_values, x, weight, values, indices, activation, normalize, inhibition,
+                need_x, need_weight, need_bias, as_rows=True,
+            )  # fmt: skip
+            return tuple(x.new_empty(0) if grad is None else grad for grad in grads)
+        case "triton":
+            from . import triton_kernel
+
+            grads = triton_kernel.backward(
                 grad_values, x, weight, values, indices, activation, normalize, inhibition,
                 need_x, need_weight, need_bias, as_rows=True,
             )  # fmt: skip

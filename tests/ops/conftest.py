@@ -1,7 +1,7 @@
 """The `backend` of an operation's tests: the reference, the native kernels at every SIMD level, and Triton's.
 
 The tests pass CPU tensors, so the Triton kernels run in the interpreter; with a GPU at hand tests/ops/test_gpu.py runs
-them there.
+them there. A module with TRITON_APART has the Triton kernels tested elsewhere.
 """
 
 import importlib.util
@@ -20,7 +20,8 @@ def pytest_generate_tests(metafunc):
     operation = getattr(metafunc.module, "OPERATION", None)
     if operation and "backend" in metafunc.fixturenames:
         native = [f"cpu-{level}" for level in testing.simd_levels()] if operation in _backend.CPU_OPERATIONS else []
-        triton = ["triton"] if operation in _backend.TRITON_OPERATIONS and _interpreted() else []
+        apart = getattr(metafunc.module, "TRITON_APART", False)
+        triton = ["triton"] if operation in _backend.TRITON_OPERATIONS and _interpreted() and not apart else []
         metafunc.parametrize("backend", ["reference", *native, *triton], indirect=True)
 
 

@@ -1,14 +1,15 @@
 """Compiles Triton kernels to cubins without a GPU and reads what the assembler made of them.
 
 Run as a process of its own, without TRITON_INTERPRET: `python tests/ops/triton_offline.py CASE...` prints one JSON
-object per line. A case is a name of CASES: a call of an operation on meta tensors. Its launches are recorded as they
-would go to a GPU, with the constants that the shape heuristics pick and the argument specialisation that Triton's own
-launcher would see, and compiled for that GPU.
+object per line. A case is a name of CASES with a compute capability, `topk_linear/forward/small@90`: a call of an
+operation on meta tensors. Its launches are recorded as they would go to a GPU, with the constants that the shape
+heuristics pick and the argument specialisation that Triton's own launcher would see, and compiled for that GPU.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 import subprocess
@@ -31,7 +32,7 @@ class Report:
         kernel: its name.
         capability: 80, 90 or 100.
         registers: per thread.
-        spills: bytes of local memory per thread; 0 means that nothing was spilled.
+        spills: bytes of local memory per thread; 0 where its SASS neither loads from nor stores to any.
         shared: bytes of shared memory per program.
         tensor_cores: how many tensor-core instructions of each kind its SASS holds.
     """
@@ -100,10 +101,11 @@ def compile_launch(launch: object, capability: int) -> Report:
         file.flush()
         usage = _run(folder / "cuobjdump", "--dump-resource-usage", file.name)
         listing = _run(folder / "nvdisasm", "-c", file.name)
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage).groups())
+    spills = stack + local if re.search(r"\b(STL|LDL)\b", listing) else 0
     kinds = re.findall(r"\b(HMMA|HGMMA|UTC\w*MMA|IMMA|QGMMA|DMMA)\b", listing)
     return Report(
-        launch.kernel.__name__, capability, int(found[1]), int(found[2]) + int(found[3]), compiled.metadata.shared,
+        launch.kernel.__name__, capability, registers, spills, compiled.metadata.shared,
         {kind: kinds.count(kind) for kind in sorted(set(kinds))},
     )  # fmt: skip
 
@@ -126,8 +128,30 @@ def reports(call: Callable[[], object], capability: int) -> Iterator[Report]:
             yield compile_launch(launch, capability)
 
 
-# Each case: a call on meta tensors. Keys are `operation/what/shape`.
-CASES: dict[str, Callable[[], object]] = {}
+def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+# The shapes of the design's targets, and the first one in fp32.
+SHAPES = {
+    "small": (512, 256, 10_000, 10, torch.bfloat16),
+    "middle": (4096, 768, 32_768, 32, torch.bfloat16),
+    "large": (8192, 4096, 131_072, 64, torch.bfloat16),
+    "small-fp32": (512, 256, 10_000, 10, torch.float32),
+}
+
+
+def _topk_linear_forward(name: str) -> None:
+    from ssd_kernels.topk_linear import triton_kernel
+
+    b, d, r, k, dtype = SHAPES[name]
+    triton_kernel.forward(_meta(b, d, dtype=dtype), _meta(r, d, dtype=dtype), None, k, "relu", "both", True)
+
+
+# Each case: a call on meta tensors, named `operation/direction/shape`.
+CASES: dict[str, Callable[[], object]] = {
+    **{f"topk_linear/forward/{name}": functools.partial(_topk_linear_forward, name) for name in SHAPES},
+}
 
 
 def main(names: list[str]) -> None:

@@ -1,0 +1,528 @@
+"""topk_linear in Triton: scores, selection and merge; never the (B, R) scores in memory.
+
+What is computed: s = x W^T (scaled, shifted, rectified), and per sample the K + 1 largest keys (score, neuron).
+Work per program: `_scan_kernel` owns a block of samples and one part of the neurons, `_merge_kernel` a few samples.
+Memory traffic: W once per block of samples, x once per part; survivors are a few hundred keys per sample and part.
+Determinism: keys are unique and the K + 1 largest are one definite set. Parts, tiles and the order of survivors cannot
+change it; no atomics.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import triton
+import triton.language as tl
+
+from .. import _triton
+from .._triton import key_index, key_score, ordered_key, smallest_of_largest
+
+EPS = 1e-12  # guards the L2 norms, as in the reference
+NO_KEY = tl.constexpr(-(2**63))
+MOST_WINNERS = 128
+
+
+@triton.jit
+def _inverse_norms_kernel(
+    m_ptr, out_ptr, rows, columns, stride_m, EPSILON: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """out[i] = 1 / max(||m[i, :]||, eps)."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    for start in range(0, columns, BLOCK_N):
+        column = start + tl.arange(0, BLOCK_N)
+        inside = (row[:, None] < rows) & (column[None, :] < columns)
+        m = tl.load(m_ptr + row[:, None] * stride_m + column[None, :], mask=inside, other=0.0).to(tl.float32)
+        total += tl.sum(m * m, axis=1)
+    norm = tl.sqrt_rn(total)
+    tl.store(out_ptr + row, 1.0 / tl.where(norm < EPSILON, EPSILON, norm), mask=row < rows)
+
+
+@triton.jit
+def tile_scores(
+    x, x_ptr, w_ptr, bias_ptr, x_scale_ptr, w_scale_ptr, row, column, batch, inputs, neurons, stride_x, stride_w,
+    BLOCK_B: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, ONE_STEP: tl.constexpr,
+    RELU: tl.constexpr, PRECISION: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """The activations of one tile, (BLOCK_B, BLOCK_R) fp32; `x` is the tile's x where ONE_STEP, else unused."""
+    d = tl.arange(0, BLOCK_D)
+    w_at = w_ptr + column.to(tl.int64)[:, None] * stride_w + d[None, :]
+    acc = tl.zeros((BLOCK_B, BLOCK_R), tl.float32)
+    if ONE_STEP:
+        w = tl.load(w_at, mask=(column[:, None] < neurons) & (d[None, :] < inputs), other=0.0)
+        acc = tl.dot(x.to(COMPUTE), w.to(COMPUTE).T, acc, input_precision=PRECISION)
+    else:
+        x_at = x_ptr + row[:, None] * stride_x + d[None, :]
+        for start in range(0, inputs, BLOCK_D):
+            left = inputs - start
+            part = tl.load(x_at + start, mask=(row[:, None] < batch) & (d[None, :] < left), other=0.0)
+            w = tl.load(w_at + start, mask=(column[:, None] < neurons) & (d[None, :] < left), other=0.0)
+            acc = tl.dot(part.to(COMPUTE), w.to(COMPUTE).T, acc, input_precision=PRECISION)
+    if x_scale_ptr is not None:
+        acc *= tl.load(x_scale_ptr + row, mask=row < batch, other=0.0)[:, None]
+    if w_scale_ptr is not None:
+        acc *= tl.load(w_scale_ptr + column, mask=column < neurons, other=0.0)[None, :]
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + column, mask=column < neurons, other=0.0).to(tl.float32)[None, :]
+    if RELU:
+        acc = tl.where(acc <= 0, 0.0, acc)  # keeps NaN
+    return acc
+
+
+@triton.jit
+def _raise_limit(maxima, limit, row, batch, k1):
+    """The largest bound that a few halvings find and that K + 1 of a sample's column maxima reach, per row.
+
+    Each column's maximum is the score of another neuron, so K + 1 neurons reach the bound: no smaller score can be
+    among the K + 1 largest. The search halves an interval of ordered floats; it stops once at most 2 (K + 1) reach it.
+    """
+    low = tl.maximum(_order(limit), _order(tl.min(maxima, axis=1)))
+    high = _order(tl.max(maxima, axis=1)) + 1
+    open_rows = (row < batch) & (low < high - 1)
+    while tl.max(open_rows.to(tl.int32), axis=0) > 0:
+        middle = (low & high) + ((low ^ high) >> 1)  # the mean, without overflow
+        bound = (middle ^ ((middle >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+        reached = tl.sum((maxima >= bound[:, None]).to(tl.int32), axis=1)
+        enough = reached >= k1
+        low = tl.where(open_rows & enough, middle, low)
+        high = tl.where(open_rows & (reached < k1), middle, high)
+        open_rows = open_rows & (low < high - 1) & ((reached < k1) | (reached > 2 * k1))
+    return _float(low)
+
+
+@triton.jit
+def _order(score):
+    bits = score.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _float(order):
+    return (order ^ ((order >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _prune(
+    key_ptr, count_ptr, limit_ptr, list_of_row, first, batch, k1,
+    BLOCK_B: tl.constexpr, CAPACITY: tl.constexpr, PRUNE_B: tl.constexpr,
+):  # fmt: skip
+    """Cuts the lists of a block of samples to their K + 1 largest keys, and writes the limits that follow.
+
+    Later neurons lose every tie, so the limit is the float above the smallest score that stays.
+    """
+    slot = tl.arange(0, CAPACITY)
+    for start in range(0, BLOCK_B, PRUNE_B):
+        row = first + start + tl.arange(0, PRUNE_B)
+        inside = row < batch
+        entry = list_of_row + row
+        count = tl.load(count_ptr + entry, mask=inside, other=0)
+        at = key_ptr + entry[:, None] * CAPACITY + slot[None, :]
+        key = tl.load(at, mask=slot[None, :] < count[:, None], other=NO_KEY)
+        smallest = smallest_of_largest(key, count, k1)
+        keep = (slot[None, :] < count[:, None]) & (key >= smallest[:, None])
+        tl.debug_barrier()  # every key has been read
+        place = tl.cumsum(keep.to(tl.int32), axis=1) - 1
+        tl.store(key_ptr + entry[:, None] * CAPACITY + place, key, mask=keep)
+        tl.store(count_ptr + entry, tl.minimum(count, k1), mask=inside)
+        above = tl.minimum((smallest >> 32).to(tl.int32) + 1, 0x7F800000)  # infinity where K + 1 scores are NaN
+        limit = tl.where(count >= k1, _float(above), float("-inf"))
+        tl.store(limit_ptr + entry, limit, mask=inside)
+
+
+@triton.jit
+def _quarters(tile, BLOCK_B: tl.constexpr, BLOCK_R: tl.constexpr):
+    """A tile's halves and quarters by bits 4 and 5 of the column: numbers that one thread holds anyway.
+
+    Quarter q holds the columns 64 i + 16 q + (0 to 15). Handling one at a time keeps a thread's registers few.
+    """
+    tile = tl.reshape(tile, (BLOCK_B, BLOCK_R // 64, 2, 2, 16))
+    tile = tl.reshape(tl.permute(tile, (0, 1, 4, 2, 3)), (BLOCK_B, BLOCK_R // 4, 2, 2))
+    even, odd = tl.split(tile)
+    part0, part2 = tl.split(even)
+    part1, part3 = tl.split(odd)
+    even = tl.reshape(even, (BLOCK_B, BLOCK_R // 2))
+    odd = tl.reshape(odd, (BLOCK_B, BLOCK_R // 2))
+    return even, odd, part0, part1, part2, part3
+
+
+@triton.jit
+def _append(part, list_ptr, count, limit, row, batch, start, neurons, BLOCK_R: tl.constexpr):
+    """Appends the keys of one quarter of a tile that reach the limit; returns the new counts."""
+    lane = tl.arange(0, BLOCK_R // 4)
+    column = start + (lane // 16) * 64 + lane % 16
+    hit = ~(part < limit[:, None]) & (row[:, None] < batch) & (column[None, :] < neurons)
+    taken = hit.to(tl.int32)
+    place = count[:, None] + tl.cumsum(taken, axis=1) - 1
+    tl.store(list_ptr[:, None] + place, ordered_key(part, column[None, :]), mask=hit)
+    return count + tl.sum(taken, axis=1)
+
+
+@triton.jit
+def _scan_kernel(
+    x_ptr, w_ptr, bias_ptr, x_scale_ptr, w_scale_ptr, key_ptr, count_ptr, limit_ptr,
+    batch, inputs, neurons, stride_x, stride_w, k1, tiles,
+    BLOCK_B: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, ONE_STEP: tl.constexpr, RELU: tl.constexpr,
+    CAPACITY: tl.constexpr, PRUNE_B: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """Lists, for BLOCK_B samples and `tiles` tiles of neurons, every key that may be among the K + 1 largest."""
+    first = tl.program_id(0).to(tl.int64) * BLOCK_B
+    row = first + tl.arange(0, BLOCK_B)
+    part = tl.program_id(1)
+    list_of_row = part.to(tl.int64) * batch
+    begin = part * tiles * BLOCK_R
+    d = tl.arange(0, BLOCK_D)
+    x = tl.zeros((BLOCK_B, BLOCK_D), x_ptr.dtype.element_ty)
+    if ONE_STEP:
+        x = tl.load(
+            x_ptr + row[:, None] * stride_x + d[None, :], mask=(row[:, None] < batch) & (d[None, :] < inputs), other=0.0
+        )
+    count = tl.zeros((BLOCK_B,), tl.int32)
+    limit = tl.where(row < batch, float("-inf"), float("inf"))
+    maxima = tl.full((BLOCK_B, GROUPS), float("-inf"), tl.float32)
+    for tile in range(0, tiles):
+        column = begin + tile * BLOCK_R + tl.arange(0, BLOCK_R)
+        score = tile_scores(
+            x, x_ptr, w_ptr, bias_ptr, x_scale_ptr, w_scale_ptr, row, column, batch, inputs, neurons, stride_x,
+            stride_w, BLOCK_B, BLOCK_R, BLOCK_D, ONE_STEP, RELU, PRECISION, COMPUTE,
+        )  # fmt: skip
+        score = tl.where(column[None, :] < neurons, score, float("-inf"))
+        even, odd, part0, part1, part2, part3 = _quarters(score, BLOCK_B, BLOCK_R)
+        if GROUPS > 1:
+            if GROUPS == BLOCK_R:
+                maxima = tl.maximum(maxima, score)
+            elif GROUPS == BLOCK_R // 2:
+                maxima = tl.maximum(maxima, tl.maximum(even, odd))
+            else:
+                maxima = tl.maximum(maxima, tl.maximum(tl.maximum(part0, part1), tl.maximum(part2, part3)))
+            if (tile & (tile + 1)) == 0:  # after 1, 2, 4, 8, ... tiles
+                limit = _raise_limit(maxima, limit, row, batch, k1)
+        hits = tl.sum((~(score < limit[:, None])).to(tl.int32), axis=1)  # NaN passes
+        if tl.max(hits, axis=0) > 0:
+            if tl.max(count + hits, axis=0) > CAPACITY:
+                tl.store(count_ptr + list_of_row + row, count, mask=row < batch)
+                tl.debug_barrier()  # counts and keys are visible to every thread of the program
+                _prune(key_ptr, count_ptr, limit_ptr, list_of_row, first, batch, k1, BLOCK_B, CAPACITY, PRUNE_B)
+                tl.debug_barrier()
+                count = tl.load(count_ptr + list_of_row + row, mask=row < batch, other=0)
+                pruned = tl.load(limit_ptr + list_of_row + row, mask=row < batch, other=float("inf"))
+                limit = tl.maximum(limit, pruned)
+            list_ptr = key_ptr + (list_of_row + row) * CAPACITY
+            start = begin + tile * BLOCK_R
+            count = _append(part0, list_ptr, count, limit, row, batch, start, neurons, BLOCK_R)
+            count = _append(part1, list_ptr, count, limit, row, batch, start + 16, neurons, BLOCK_R)
+            count = _append(part2, list_ptr, count, limit, row, batch, start + 32, neurons, BLOCK_R)
+            count = _append(part3, list_ptr, count, limit, row, batch, start + 48, neurons, BLOCK_R)
+    tl.store(count_ptr + list_of_row + row, count, mask=row < batch)
+
+
+@triton.jit
+def _largest_keys(
+    key_ptr, count_ptr, row, batch, first, last, capacity, k1, scratch_ptr, WIDTH: tl.constexpr, SLOTS: tl.constexpr
+):
+    """The K + 1 largest keys of the lists `first` to `last` - 1 of each sample, unordered, written to scratch.
+
+    `scratch_ptr` holds one address per sample. Returns how many keys each sample has there.
+    """
+    lane = tl.arange(0, WIDTH)
+    which, slot = (first + lane // SLOTS)[None, :], (lane % SLOTS)[None, :]
+    entry = which.to(tl.int64) * batch + row[:, None]
+    inside = (which < last) & (row[:, None] < batch)
+    used = slot < tl.load(count_ptr + entry, mask=inside, other=0)
+    key = tl.load(key_ptr + entry * capacity + slot, mask=used, other=NO_KEY)
+    total = tl.sum(used.to(tl.int32), axis=1)
+    smallest = smallest_of_largest(key, total, k1)
+    keep = used & (key >= smallest[:, None])
+    place = tl.cumsum(keep.to(tl.int32), axis=1) - 1
+    tl.store(scratch_ptr[:, None] + place, key, mask=keep)
+    return tl.minimum(total, k1)
+
+
+@triton.jit
+def _shorten_kernel(
+    key_ptr, count_ptr, out_ptr, out_count_ptr, batch, lists, capacity, k1,
+    GROUP: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, KEEP: tl.constexpr, BLOCK_B: tl.constexpr,
+):  # fmt: skip
+    """Every GROUP lists of a sample become one, of its K + 1 largest keys."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    group = tl.program_id(1)
+    entry = group.to(tl.int64) * batch + row
+    last = tl.minimum(lists, (group + 1) * GROUP)
+    total = _largest_keys(
+        key_ptr, count_ptr, row, batch, group * GROUP, last, capacity, k1, out_ptr + entry * KEEP, WIDTH, SLOTS
+    )
+    tl.store(out_count_ptr + entry, total, mask=row < batch)
+
+
+@triton.jit
+def _merge_kernel(
+    key_ptr, count_ptr, scratch_ptr, value_ptr, index_ptr, threshold_ptr, batch, lists, capacity, k, k1,
+    INHIBITION: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, KEEP: tl.constexpr, BLOCK_B: tl.constexpr,
+):  # fmt: skip
+    """The winners of BLOCK_B samples in their order, and the thresholds: 0 where there is no (K+1)-th."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    scratch = scratch_ptr + row * KEEP
+    total = _largest_keys(key_ptr, count_ptr, row, batch, 0, lists, capacity, k1, scratch, WIDTH, SLOTS)
+    tl.debug_barrier()  # the keys are visible to every thread of the program
+    lane = tl.arange(0, KEEP)[None, :]
+    found = lane < total[:, None]
+    key = tl.load(scratch[:, None] + lane, mask=found, other=NO_KEY)
+    rank = tl.zeros((BLOCK_B, KEEP), tl.int32)  # of each key: how many are larger
+    for start in range(0, k1, 16):
+        other = start + tl.arange(0, 16)[None, :]
+        against = tl.load(scratch[:, None] + other, mask=other < total[:, None], other=NO_KEY)
+        rank += tl.sum((against[:, None, :] > key[:, :, None]).to(tl.int32), axis=2)
+    score = key_score(key)
+    threshold = tl.sum(tl.where((rank == k) & found, score, 0.0), axis=1)
+    value = score
+    if INHIBITION:
+        value = score - threshold[:, None]
+        value = tl.where(value <= 0, 0.0, value)  # keeps NaN
+    out = value_ptr.dtype.element_ty
+    winner = (rank < k) & found
+    tl.store(value_ptr + row[:, None] * k + rank, value.to(out), mask=winner)
+    tl.store(index_ptr + row[:, None] * k + rank, key_index(key), mask=winner)
+    tl.store(threshold_ptr + row, threshold.to(out), mask=row < batch)
+
+
+# ---- Configurations.
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """The schedule of a scan: tile sizes, how many parts the neurons are cut into, and the room for survivors."""
+
+    block_b: int
+    block_r: int
+    block_d: int
+    one_step: bool
+    tiles: int
+    parts: int
+    capacity: int
+    groups: int
+    num_warps: int
+    num_stages: int
+
+
+def scan_config(batch: int, inputs: int, neurons: int, k1: int, dtype: torch.dtype, machine: _triton.Machine) -> Scan:
+    """The shape heuristic. A list of survivors holds one whole tile beside K + 1 keys, so a tile always fits."""
+    wide = dtype == torch.float32
+    hopper = machine.capability >= 90
+    most = 32 if wide and not hopper else 64
+    block_b = min(most, max(16, triton.next_power_of_2(batch)))
+    block_r = 128
+    block_d = max(16, triton.next_power_of_2(inputs))
+    one_step = block_d <= (64 if wide else 256 if hopper else 128)
+    if not one_step:
+        block_d = 32 if wide else 64
+    tiles = triton.cdiv(neurons, block_r)
+    parts = max(1, min(tiles, machine.multiprocessors // max(1, triton.cdiv(batch, block_b))))
+    per_part = triton.cdiv(tiles, parts)
+    # Column maxima cost registers: with many winners or a wide tile in flight, exact pruning alone raises the limit.
+    groups = 32 if k1 <= 21 else 64 if k1 <= 42 and machine.capability < 100 else 1
+    return Scan(
+        block_b, block_r, block_d, one_step, per_part, triton.cdiv(tiles, per_part),
+        triton.next_power_of_2(max(7 * k1, k1 + block_r)),
+        groups,
+        8, 2 if one_step else 3,
+    )  # fmt: skip
+
+
+def inverse_norms(matrix: torch.Tensor) -> torch.Tensor:
+    """1 / max(||row||, eps), (rows,) fp32."""
+    rows, columns = matrix.shape
+    out = torch.empty(rows, dtype=torch.float32, device=matrix.device)
+    block_m, block_n = _row_blocks(rows, columns, _triton.machine_of(matrix.device))
+    _triton.launch(
+        _inverse_norms_kernel, (triton.cdiv(rows, block_m),), matrix, out, rows, columns, _triton.row_stride(matrix),
+        EPSILON=EPS, BLOCK_M=block_m, BLOCK_N=block_n,
+    )  # fmt: skip
+    return out
+
+
+def _row_blocks(rows: int, columns: int, machine: _triton.Machine) -> tuple[int, int]:
+    """Rows and columns that a program which walks along rows has at a time."""
+    block_n = min(512, triton.next_power_of_2(columns))
+    return min(max(1, machine.keys // 2 // block_n), triton.next_power_of_2(max(rows, 1))), block_n
+
+
+def scan(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, x_scale: torch.Tensor | None,
+    w_scale: torch.Tensor | None, k1: int, relu: bool, config: Scan,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """The survivors of each part: keys (parts, B, capacity) int64 and counts (parts, B) int32."""
+    batch, (neurons, inputs) = len(x), weight.shape
+    keys = torch.empty(config.parts, batch, config.capacity, dtype=torch.int64, device=x.device)
+    counts = torch.empty(config.parts, batch, dtype=torch.int32, device=x.device)
+    limits = torch.empty(config.parts, batch, dtype=torch.float32, device=x.device)
+    _triton.launch(
+        _scan_kernel, (triton.cdiv(batch, config.block_b), config.parts), x, weight, bias, x_scale, w_scale, keys,
+        counts, limits, batch, inputs, neurons, _triton.row_stride(x), _triton.row_stride(weight), k1, config.tiles,
+        BLOCK_B=config.block_b, BLOCK_R=config.block_r, BLOCK_D=config.block_d, ONE_STEP=config.one_step, RELU=relu,
+        CAPACITY=config.capacity, PRUNE_B=min(config.block_b, max(1, 2048 // config.capacity)),
+        GROUPS=config.groups, PRECISION=_triton.dot_precision(x.dtype), COMPUTE=_triton.dot_dtype(x),
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    return keys, counts
+
+
+def _merge_block(batch: int, width: int, machine: _triton.Machine) -> int:
+    """How many samples one program of the merge takes."""
+    return max(1, min(machine.keys // width, triton.next_power_of_2(max(batch, 1))))
+
+
+def shorten(
+    keys: torch.Tensor, counts: torch.Tensor, k1: int, machine: _triton.Machine
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same largest K + 1 keys in fewer, shorter lists, until one program can hold those of a sample."""
+    keep = triton.next_power_of_2(k1)
+    while keys.shape[0] > 1 and keys.shape[0] * triton.next_power_of_2(keys.shape[2]) > machine.keys:
+        lists, batch, capacity = keys.shape
+        group = max(2, machine.keys // capacity)
+        width, groups = group * capacity, triton.cdiv(lists, group)
+        block_b = _merge_block(batch, width, machine)
+        out = torch.empty(groups, batch, keep, dtype=torch.int64, device=keys.device)
+        out_counts = torch.empty(groups, batch, dtype=torch.int32, device=keys.device)
+        _triton.launch(
+            _shorten_kernel, (triton.cdiv(batch, block_b), groups), keys, counts, out, out_counts, batch, lists,
+            capacity, k1, GROUP=group, WIDTH=width, SLOTS=capacity, KEEP=keep, BLOCK_B=block_b, num_warps=8,
+        )  # fmt: skip
+        keys, counts = out, out_counts
+    return keys, counts
+
+
+def merge(
+    keys: torch.Tensor, counts: torch.Tensor, k: int, k1: int, inhibition: bool, dtype: torch.dtype,
+    machine: _triton.Machine,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Values (B, K), indices (B, K) int32 and threshold (B,) of the survivors."""
+    keys, counts = shorten(keys, counts, k1, machine)
+    lists, batch, capacity = keys.shape
+    keep = triton.next_power_of_2(k1)
+    scratch = torch.empty(batch, keep, dtype=torch.int64, device=keys.device)
+    values = torch.empty(batch, k, dtype=dtype, device=keys.device)
+    indices = torch.empty(batch, k, dtype=torch.int32, device=keys.device)
+    threshold = torch.empty(batch, dtype=dtype, device=keys.device)
+    width = triton.next_power_of_2(lists) * capacity
+    block_b = _merge_block(batch, width, machine)
+    _triton.launch(
+        _merge_kernel, (triton.cdiv(batch, block_b),), keys, counts, scratch, values, indices, threshold, batch, lists,
+        capacity, k, k1, INHIBITION=inhibition, WIDTH=width, SLOTS=capacity, KEEP=keep, BLOCK_B=block_b, num_warps=8,
+    )  # fmt: skip
+    return values, indices, threshold
+
+
+def forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    k: int,
+    activation: str,
+    normalize: str,
+    inhibition: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As reference.forward."""
+    _triton.check_dtype("topk_linear", x)
+    if k > MOST_WINNERS:
+        raise ValueError(f"topk_linear: k={k}: backend='triton' takes 1 to {MOST_WINNERS}")
+    lead, neurons = x.shape[:-1], len(weight)
+    rows, weight = _triton.rows_adjacent(x.detach().reshape(-1, x.shape[-1])), _triton.rows_adjacent(weight.detach())
+    bias = None if bias is None else bias.detach().contiguous()
+    k1 = min(k + 1, neurons)
+    machine = _triton.machine_of(x.device)
+    config = scan_config(len(rows), rows.shape[1], neurons, k1, x.dtype, machine)
+    keys, counts = scan(
+        rows, weight, bias, inverse_norms(rows) if normalize != "none" else None,
+        inverse_norms(weight) if normalize == "both" else None, k1, activation == "relu", config,
+    )  # fmt: skip
+    values, indices, threshold = merge(keys, counts, k, k1, inhibition, x.dtype, machine)
+    return values.reshape(*lead, k), indices.reshape(*lead, k), threshold.reshape(lead)
+
+
+# ---- Gradients.
+@triton.jit
+def _through_norm_kernel(
+    grad_ptr, m_ptr, row_ptr, scale_ptr, out_ptr, rows, columns, stride_m,
+    EPSILON: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The gradient of m[row, :], given that of m / max(||m||, eps), which is grad[i, :]; scale is the inverse norm."""
+    entry = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = entry
+    if row_ptr is not None:
+        row = tl.load(row_ptr + entry, mask=entry < rows, other=0)
+    scale = tl.load(scale_ptr + row, mask=entry < rows, other=0.0)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    for start in range(0, columns, BLOCK_N):
+        column = start + tl.arange(0, BLOCK_N)
+        inside = (entry < rows)[:, None] & (column < columns)[None, :]
+        grad = tl.load(grad_ptr + entry[:, None] * columns + column[None, :], mask=inside, other=0.0)
+        m = tl.load(m_ptr + row[:, None] * stride_m + column[None, :], mask=inside, other=0.0).to(tl.float32)
+        total += tl.sum(m * scale[:, None] * grad, axis=1)
+    total = tl.where(scale < 1.0 / EPSILON, total, 0.0)  # a norm below eps was replaced by a constant
+    for start in range(0, columns, BLOCK_N):
+        column = start + tl.arange(0, BLOCK_N)
+        inside = (entry < rows)[:, None] & (column < columns)[None, :]
+        grad = tl.load(grad_ptr + entry[:, None] * columns + column[None, :], mask=inside, other=0.0)
+        m = tl.load(m_ptr + row[:, None] * stride_m + column[None, :], mask=inside, other=0.0).to(tl.float32)
+        out = (grad - total[:, None] * (m * scale[:, None])) * scale[:, None]
+        out_at = out_ptr + entry[:, None] * columns + column[None, :]
+        tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def _through_norm(
+    grad: torch.Tensor, matrix: torch.Tensor, scale: torch.Tensor, rows: torch.Tensor | None
+) -> torch.Tensor:
+    out = torch.empty(grad.shape, dtype=matrix.dtype, device=grad.device)
+    block_m, block_n = _row_blocks(*grad.shape, _triton.machine_of(grad.device))
+    _triton.launch(
+        _through_norm_kernel, (triton.cdiv(len(grad), block_m),), grad, matrix, rows, scale, out, *grad.shape,
+        _triton.row_stride(matrix), EPSILON=EPS, BLOCK_M=block_m, BLOCK_N=block_n,
+    )  # fmt: skip
+    return out
+
+
+def backward(
+    grad_values: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    values: torch.Tensor,
+    indices: torch.Tensor,
+    activation: str,
+    normalize: str,
+    inhibition: bool,
+    need_x: bool,
+    need_weight: bool,
+    need_bias: bool,
+    *,
+    as_rows: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """The gradients that are needed: of x; the active rows; of the weight, dense or those rows alone; of the bias.
+
+    `as_rows` waits for the GPU once: how many rows are active decides a shape.
+    """
+    shape, k, (neurons, inputs), dtype = x.shape, values.shape[-1], weight.shape, x.dtype
+    x, weight = _triton.rows_adjacent(x.reshape(-1, inputs)), _triton.rows_adjacent(weight)
+    grad, values, indices = (t.reshape(-1, k).contiguous() for t in (grad_values, values, indices))
+    masked = activation == "relu" or inhibition
+    x_scale = inverse_norms(x) if normalize != "none" else None
+    w_scale = inverse_norms(weight) if normalize == "both" else None
+    grad_x = grad_bias = grad_weight = rows = place = None
+    if need_x:
+        grad_x = x.new_empty(x.shape, dtype=dtype if x_scale is None else torch.float32)
+        _triton.gather_sum(grad, indices, None, weight, grad_x, mask=values if masked else None, scale=w_scale)
+        if x_scale is not None:
+            grad_x = _through_norm(grad_x, x, x_scale, None)
+        grad_x = grad_x.reshape(shape)
+    if need_weight or need_bias or as_rows:
+        segments = _triton.Segments.of(indices, neurons, values <= 0 if masked else None)
+        if as_rows:
+            rows, place = segments.rows()
+    if need_weight:
+        out = (len(rows), inputs) if as_rows else (neurons, inputs)
+        grad_weight = torch.zeros(out, dtype=dtype if w_scale is None else torch.float32, device=x.device)
+        _triton.segment_sum(segments, grad, None, x, grad_weight, place=place, scale=x_scale)
+        if w_scale is not None:
+            grad_weight = _through_norm(grad_weight, weight, w_scale, rows)
+    if need_bias:
+        grad_bias = torch.zeros(neurons, dtype=dtype, device=x.device)
+        _triton.segment_sum(segments, grad, None, None, grad_bias[:, None])
+    return grad_x, rows, grad_weight, grad_bias
