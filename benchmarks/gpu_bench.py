@@ -108,12 +108,12 @@ def compare(
     bound = max(flops / figures[0], traffic / figures[1]) if figures and flops + traffic else None
     for name, times in samples.items():
         low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-        recorder.write(
-            title=title, contender=name, how=ready[name][1], median_us=median * 1e6, low_us=low * 1e6,
-            high_us=high * 1e6, rounds=len(times), flops=flops, bytes=traffic, tflops=flops / median / 1e12, tbs=traffic / median / 1e12,
-            bound_us=None if bound is None else bound * 1e6,
-            percent_of_bound=None if bound is None else 100 * bound / median,
-        )  # fmt: skip
+        record = {"title": title, "contender": name, "how": ready[name][1], "rounds": len(times)}
+        record |= {"median_us": median * 1e6, "low_us": low * 1e6, "high_us": high * 1e6}
+        record |= {"flops": flops, "bytes": traffic, "tflops": flops / median / 1e12, "tbs": traffic / median / 1e12}
+        if bound is not None:
+            record |= {"bound_us": bound * 1e6, "percent_of_bound": 100 * bound / median}
+        recorder.write(**record)
 
 
 def _peer_layers(x: torch.Tensor, weight: torch.Tensor, k: int) -> dict[str, Callable[[], object]]:
