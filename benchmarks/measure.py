@@ -35,11 +35,13 @@ def interleaved(
     warmup: int = 3,
     steps: Mapping[str, int] | None = None,
     pause: float = 0.0,
+    before: Callable[[], object] | None = None,
 ) -> dict[str, Timing]:
     """Times every contender once per round, in turn, until `rounds` or about `seconds` are over (at least 5 rounds).
 
     A contender named in `steps` does that many steps a call: its time is that of one. `pause` seconds of rest come
     before every call: torch's OpenMP threads spin on after a parallel region, and would be charged to the next one.
+    `before` is called, untimed, before every call: what the caches hold is then the same for all contenders.
     """
     for _ in range(warmup):
         for run in contenders.values():
@@ -51,6 +53,8 @@ def interleaved(
             break
         for name, run in contenders.items():
             time.sleep(pause)
+            if before is not None:
+                before()
             start = time.perf_counter()
             run()
             times[name].append((time.perf_counter() - start) / (steps or {}).get(name, 1))

@@ -70,6 +70,8 @@ def resolve(backend: str, op: str, device: torch.device) -> str:
     if backend == "auto":
         backend = os.environ.get("SSD_BACKEND", "auto")
     if backend == "auto":
+        if device.type == "cpu":  # looked at first: it comes before every short call
+            return "cpu" if op in CPU_OPERATIONS and _native.cpu_module()[0] is not None else "reference"
         order = ("cuda", "triton", "cpu") if device.type == "cuda" else ("cpu",)
         return next((name for name in order if not missing_reason(name, op, device)), "reference")
     if reason := missing_reason(backend, op, device):

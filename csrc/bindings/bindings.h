@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
@@ -16,9 +17,10 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// The level asked for ("" is the best one), refused where this processor lacks it.
-inline cpu::SimdLevel simd_level(const std::string& name) {
+// The level asked for ("" is the one that SSD_SIMD names, or else the best), refused where this processor lacks it.
+inline cpu::SimdLevel simd_level(std::string name) {
   const cpu::SimdLevel best = cpu::best_simd_level();
+  if (const char* asked = name.empty() ? std::getenv("SSD_SIMD") : nullptr) name = asked;
   if (name.empty()) return best;
   cpu::SimdLevel level;
   if (!cpu::parse_simd_level(name.c_str(), &level))

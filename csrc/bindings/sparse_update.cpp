@@ -12,8 +12,8 @@ namespace {
 
 // False where the rows are not strictly ascending within [0, R).
 bool update(int dtype, int64_t neurons, int64_t inputs, int64_t rows, uintptr_t weight, int64_t weight_stride,
-            uintptr_t indices, uintptr_t grad, int64_t grad_stride, double step, bool clamp, bool renormalise,
-            uintptr_t movement, int threads, const std::string& simd) {
+            uintptr_t indices, uintptr_t grad, int64_t grad_stride, double step, double max_norm, bool clamp,
+            bool renormalise, uintptr_t movement, int threads, const std::string& simd) {
   const cpu::SimdLevel level = simd_level(simd);
   const cpu::SparseUpdateParams params{static_cast<cpu::Dtype>(dtype),
                                        neurons,
@@ -25,6 +25,7 @@ bool update(int dtype, int64_t neurons, int64_t inputs, int64_t rows, uintptr_t 
                                        pointer<const void>(grad),
                                        grad_stride,
                                        step,
+                                       max_norm,
                                        clamp,
                                        renormalise,
                                        pointer<double>(movement),

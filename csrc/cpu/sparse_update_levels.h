@@ -5,10 +5,12 @@
 
 namespace ssd::cpu {
 
-#define SSD_SPARSE_UPDATE_LEVEL(level)                                                                  \
-  namespace level {                                                                                     \
-  /* Rows [begin, end) of the touched ones; scratch holds 2 D numbers of the accumulation type. */      \
-  void sparse_update_rows(const SparseUpdateParams& params, int64_t begin, int64_t end, void* scratch); \
+#define SSD_SPARSE_UPDATE_LEVEL(level)                                                                       \
+  namespace level {                                                                                          \
+  /* Rows [begin, end) of the touched ones; scratch holds D numbers of the accumulation type. */             \
+  void sparse_update_rows(const SparseUpdateParams& params, int64_t begin, int64_t end, void* scratch);      \
+  /* The sums of squares of the gradient's rows [begin, end), into squares[begin ... end - 1]. */            \
+  void sparse_update_squares(const SparseUpdateParams& params, int64_t begin, int64_t end, double* squares); \
   }
 SSD_SPARSE_UPDATE_LEVEL(generic)
 #ifdef SSD_X86

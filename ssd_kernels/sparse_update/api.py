@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .._backend import resolve
-from . import ops  # noqa: F401  registers the operations
+from .._library import direct
+from . import ops
 
 
 def sparse_update_(
@@ -16,6 +17,7 @@ def sparse_update_(
     *,
     lr: float,
     scale: float | Tensor = 1.0,
+    max_norm: float | None = None,
     clamp: bool = True,
     renormalise: bool = True,
     backend: str = "auto",
@@ -32,6 +34,8 @@ def sparse_update_(
         grad_rows: (M, D) float, the dtype of weight.
         lr: learning rate.
         scale: factor of the gradient, as the coefficient of clipping by the global norm; a number or a tensor of one.
+        max_norm: also multiply by min(1, max_norm / (||grad_rows|| + 1e-6)), as clipping by this gradient's own norm;
+            the norm is summed in fp64. None: no clipping.
         clamp: clamp the new rows at 0 from below (Dale's principle).
         renormalise: divide each new row by its L2 norm.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
@@ -50,29 +54,31 @@ def sparse_update_(
         tensor([0.4595], dtype=torch.float64)
     """
     _check(weight, rows, grad_rows)
+    if max_norm is not None and not max_norm >= 0:
+        raise ValueError(f"max_norm must be at least 0, got {max_norm}")
     backend = resolve(backend, "sparse_update", weight.device)
     factor, number = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
     if factor is not None:
         if factor.numel() != 1:
             raise ValueError(f"scale must be a number or a tensor of one element, got {tuple(factor.shape)}")
         factor = factor.detach().to(weight.device)
-    return torch.ops.ssd_kernels.sparse_update_(
-        weight.detach(), rows, grad_rows.detach(), float(lr), number, factor, clamp, renormalise, backend
-    )
+    options = (float(lr), number, factor, max_norm, clamp, renormalise, backend)
+    if backend == "cpu" and direct(weight, rows, grad_rows, factor):
+        return ops.update(weight, rows, grad_rows, *options)
+    return torch.ops.ssd_kernels.sparse_update_(weight.detach(), rows, grad_rows.detach(), *options)
 
 
 def _check(weight: Tensor, rows: Tensor, grad_rows: Tensor) -> None:
-    if weight.dim() != 2 or not weight.is_floating_point():
-        raise ValueError(f"weight must be floating point (R, D), got {weight.dtype} {tuple(weight.shape)}")
+    shape, dtype, device = weight.shape, weight.dtype, weight.device
+    if len(shape) != 2 or not dtype.is_floating_point:
+        raise ValueError(f"weight must be floating point (R, D), got {dtype} {tuple(shape)}")
     if rows.dim() != 1 or rows.dtype != torch.int64:
         raise ValueError(f"rows must be int64 (M,), got {rows.dtype} {tuple(rows.shape)}")
-    if grad_rows.shape != (rows.shape[0], weight.shape[1]) or grad_rows.dtype != weight.dtype:
+    if grad_rows.shape != (rows.shape[0], shape[1]) or grad_rows.dtype != dtype:
         raise ValueError(
-            f"grad_rows must be {weight.dtype} {(rows.shape[0], weight.shape[1])}, "
-            f"got {grad_rows.dtype} {tuple(grad_rows.shape)}"
+            f"grad_rows must be {dtype} {(rows.shape[0], shape[1])}, got {grad_rows.dtype} {tuple(grad_rows.shape)}"
         )
-    if rows.device != weight.device or grad_rows.device != weight.device:
+    if rows.device != device or grad_rows.device != device:
         raise ValueError(
-            f"rows and grad_rows must be on the device of weight, {weight.device}, "
-            f"got {rows.device} and {grad_rows.device}"
+            f"rows and grad_rows must be on the device of weight, {device}, got {rows.device} and {grad_rows.device}"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,21 +14,30 @@ BAD_ROWS = "rows must be strictly ascending, from 0 to R - 1 = {}"
 
 
 def sparse_update(
-    weight: Tensor, rows: Tensor, grad_rows: Tensor, step: float, clamp: bool, renormalise: bool
+    weight: Tensor,
+    rows: Tensor,
+    grad_rows: Tensor,
+    step: float,
+    max_norm: float | None,
+    clamp: bool,
+    renormalise: bool,
 ) -> Tensor:
-    """As reference.sparse_update, in place; the movement alone is returned."""
-    direct = adjacent(weight)
-    rows, grad_rows = rows.contiguous(), adjacent(grad_rows)
-    movement = torch.empty(rows.shape[0], dtype=torch.float64)
+    """As reference.sparse_update, in place; the movement alone is returned. max_norm None: no clipping."""
+    (neurons, inputs), count, written = weight.shape, rows.shape[0], weight
+    weight_stride = grad_stride = inputs
+    if not (weight.is_contiguous() and grad_rows.is_contiguous() and rows.is_contiguous()):
+        written, grad_rows, rows = adjacent(weight), adjacent(grad_rows), rows.contiguous()
+        weight_stride, grad_stride = row_stride(written), row_stride(grad_rows)
+    movement = torch.empty(count, dtype=torch.float64)
     done = _native.cpu_module()[0].sparse_update(
-        DTYPES[weight.dtype], *weight.shape, rows.shape[0], direct.data_ptr(), row_stride(direct), rows.data_ptr(),
-        grad_rows.data_ptr(), row_stride(grad_rows), step, clamp, renormalise, movement.data_ptr(),
-        torch.get_num_threads(), _native.simd_level(),
+        DTYPES[weight.dtype], neurons, inputs, count, written.data_ptr(), weight_stride, rows.data_ptr(),
+        grad_rows.data_ptr(), grad_stride, step, math.inf if max_norm is None else max_norm, clamp, renormalise,
+        movement.data_ptr(), torch.get_num_threads(), "",
     )  # fmt: skip
     if not done:
-        raise ValueError(BAD_ROWS.format(weight.shape[0] - 1))
-    if direct is not weight:  # columns apart: the update was made on a copy
-        weight.index_copy_(0, rows, direct[rows])
+        raise ValueError(BAD_ROWS.format(neurons - 1))
+    if written is not weight:  # columns apart: the update was made on a copy
+        weight.index_copy_(0, rows, written[rows])
     else:
         torch.autograd.graph.increment_version(weight)
     return movement

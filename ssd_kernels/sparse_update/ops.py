@@ -17,21 +17,26 @@ def _check_rows(rows: Tensor, count: int) -> None:
         raise ValueError(cpu.BAD_ROWS.format(count - 1))
 
 
-def _update(
+def update(
     weight: Tensor,
     rows: Tensor,
     grad_rows: Tensor,
     lr: float,
     scale: float,
     factor: Tensor | None,
+    max_norm: float | None,
     clamp: bool,
     renormalise: bool,
     backend: str,
 ) -> Tensor:
+    """The operation on real tensors, in place; returns the movement."""
     if backend == "cpu":
         step = lr * scale if factor is None else lr * scale * factor.item()
-        return cpu.sparse_update(weight, rows, grad_rows, step, clamp, renormalise)
+        return cpu.sparse_update(weight, rows, grad_rows, step, max_norm, clamp, renormalise)
     _check_rows(rows, weight.shape[0])
+    if max_norm is not None:
+        clip = reference.clip_coefficient(grad_rows, max_norm)
+        factor = clip if factor is None else factor.double().reshape(()) * clip
     if backend == "triton":
         from . import triton_kernel
 
@@ -42,13 +47,13 @@ def _update(
     return movement
 
 
-def _update_fake(weight, rows, grad_rows, lr, scale, factor, clamp, renormalise, backend):
+def _update_fake(weight, rows, grad_rows, lr, scale, factor, max_norm, clamp, renormalise, backend):
     return rows.new_empty(rows.shape, dtype=torch.float64)
 
 
 register(
     "sparse_update_(Tensor(a!) weight, Tensor rows, Tensor grad_rows, float lr, float scale, Tensor? factor,"
-    " bool clamp, bool renormalise, str backend) -> Tensor",
-    _update,
+    " float? max_norm, bool clamp, bool renormalise, str backend) -> Tensor",
+    update,
     _update_fake,
 )

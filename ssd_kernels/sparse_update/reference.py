@@ -10,6 +10,11 @@ from ..gaba_linear.reference import accumulation_dtype
 SMALLEST_NORM = 1e-12
 
 
+def clip_coefficient(grad_rows: Tensor, max_norm: float) -> Tensor:
+    """min(1, max_norm / (||grad_rows|| + 1e-6)), as torch.nn.utils.clip_grad_norm_ scales; a float64 scalar."""
+    return (max_norm / (torch.linalg.vector_norm(grad_rows.double()) + 1e-6)).clamp_max(1.0)
+
+
 def sparse_update(
     weight: Tensor, rows: Tensor, grad_rows: Tensor, step: float | Tensor, clamp: bool, renormalise: bool
 ) -> tuple[Tensor, Tensor]:

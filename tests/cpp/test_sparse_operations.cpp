@@ -2,6 +2,7 @@
 // and thread count against naive fp64. Buffers end where the data end, so that the sanitizers see a stray access.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "check.h"
@@ -151,20 +152,25 @@ void test_sparse_linear(int64_t b, int64_t c, int64_t r, int64_t k, bool columns
   CHECK(sparse_linear(params, y.data(), level).status == SparseLinearStatus::kBadIndex);
 }
 
-void test_update(int64_t r, int64_t d, int64_t m, SimdLevel level, int threads, Random& random) {
+void test_update(int64_t r, int64_t d, int64_t m, bool clip, SimdLevel level, int threads, Random& random) {
   std::vector<float> w = numbers(r * d, random, 0), grad = numbers(m * d, random);
   const std::vector<float> before = w;
+  double all = 0;
+  for (const float number : grad) all += static_cast<double>(number) * number;
+  const double max_norm = clip ? 0.5 : std::numeric_limits<double>::infinity();
+  const double step = 0.05 * std::min(1.0, max_norm / (std::sqrt(all) + 1e-6));
   std::vector<int64_t> rows(static_cast<size_t>(m));
   for (int64_t i = 0; i < m; ++i) rows[i] = i * r / m;
   std::vector<double> movement(static_cast<size_t>(m));
-  const SparseUpdateParams params{
-      Dtype::kFloat32, r, d, m, w.data(), d, rows.data(), grad.data(), d, 0.05, true, true, movement.data(), threads};
+  const SparseUpdateParams params{Dtype::kFloat32, r, d,    m,        w.data(), d,    rows.data(),
+                                  grad.data(),     d, 0.05, max_norm, true,     true, movement.data(),
+                                  threads};
   CHECK(sparse_update(params, level) == SparseUpdateResult::kDone);
   for (int64_t i = 0; i < m; ++i) {
     std::vector<double> fresh(static_cast<size_t>(d));
     double squares = 0, moved = 0;
     for (int64_t e = 0; e < d; ++e) {
-      fresh[e] = std::max(before[rows[i] * d + e] - 0.05 * grad[i * d + e], 0.0);
+      fresh[e] = std::max(before[rows[i] * d + e] - step * grad[i * d + e], 0.0);
       squares += fresh[e] * fresh[e];
     }
     for (int64_t e = 0; e < d; ++e) {
@@ -265,9 +271,11 @@ int main() {
         test_distill(5, 31, 4, 31, either, simd, threads, random);
         test_distill(300, 90, 9, 40, either, simd, threads, random);
       }
-      test_update(1, 1, 1, simd, threads, random);
-      test_update(40, 33, 17, simd, threads, random);
-      test_update(900, 300, 450, simd, threads, random);
+      for (const bool clip : {false, true}) {
+        test_update(1, 1, 1, clip, simd, threads, random);
+        test_update(40, 33, 17, clip, simd, threads, random);
+        test_update(900, 300, 450, clip, simd, threads, random);
+      }
       test_counts(3, 5, simd, threads, random);
       test_counts(400, 1300, simd, threads, random);
     }

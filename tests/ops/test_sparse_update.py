@@ -131,6 +131,54 @@ def test_strided_rows_and_a_scale_tensor(backend):
     assert torch.equal(weight, other)
 
 
+@pytest.mark.parametrize("max_norm", (0.0, 0.5, 1e9))
+@pytest.mark.parametrize("dtype", testing.DTYPES, ids=id_of)
+def test_clipping_is_by_the_norm_of_the_gradient(dtype, max_norm, backend):
+    for scale in (1.0, 1e-20, 1e25):  # squares that vanish or overflow in float32 count too
+        weight, rows, grad = problem(300, 65, 111, dtype)
+        grad = (grad.double() * scale).clamp(-6e4, 6e4).to(dtype) if dtype == torch.float16 else grad * scale
+        before, norm = weight.clone(), float(grad.double().norm())
+        coefficient = min(1.0, max_norm / (norm + 1e-6))
+        expected = before.clone()
+        sparse_update_(expected, rows, grad, lr=0.05, scale=0.7 * coefficient, clamp=False, renormalise=False,
+                       backend=backend)  # fmt: skip
+        sparse_update_(weight, rows, grad, lr=0.05, scale=torch.tensor(0.7), max_norm=max_norm, clamp=False,
+                       renormalise=False, backend=backend)  # fmt: skip
+        torch.testing.assert_close(weight, expected)
+        if max_norm == 0:
+            assert torch.equal(weight, before)
+
+
+def test_the_step_is_that_of_clip_grad_norm(backend):
+    weight, rows, grad = problem(300, 64, 40, torch.float64)
+    weight = torch.nn.functional.normalize(weight.abs())
+    dense = torch.nn.Parameter(weight.clone())
+    dense.grad = torch.zeros_like(weight).index_copy_(0, rows, grad)
+    torch.nn.utils.clip_grad_norm_([dense], 1.0)
+    stepped = torch.nn.functional.normalize((dense.detach() - 0.05 * dense.grad).clamp_min(0))
+    sparse_update_(weight, rows, grad, lr=0.05, max_norm=1.0, backend=backend)
+    torch.testing.assert_close(weight, stepped, atol=1e-15, rtol=1e-14)
+
+
+def test_a_call_that_is_watched_goes_through_the_dispatcher(backend):
+    """A dispatch mode sees the operation; the numbers are those of the direct call."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    seen: list[str] = []
+    weight, rows, grad = problem(33, 7, 5)
+    other = weight.clone()
+    with Watch():
+        movement = sparse_update_(weight, rows, grad, lr=0.05, backend=backend)
+    assert "ssd_kernels.sparse_update_.default" in seen
+    assert same_bits(movement, sparse_update_(other, rows, grad, lr=0.05, backend=backend))
+    assert same_bits(weight, other)
+
+
 def test_a_parameter_is_updated_without_a_graph(backend):
     weight, rows, grad = problem(9, 4, 3)
     parameter, version = torch.nn.Parameter(weight), weight._version
@@ -153,7 +201,7 @@ def test_threads_repeats_and_poison_change_no_bit(dtype, backend):
         for _ in range(50 if backend == "cpu" else 1):
             weight, rows, grad = problem(300, 65, 111, dtype)
             with num_threads(threads), poisoned_empty():
-                results.append((sparse_update_(weight, rows, grad, lr=0.05, backend=backend), weight))
+                results.append((sparse_update_(weight, rows, grad, lr=0.05, max_norm=1.0, backend=backend), weight))
     assert all(same_bits(m, results[0][0]) and same_bits(w, results[0][1]) for m, w in results)
 
 
@@ -171,8 +219,8 @@ def test_any_shape(backend, r, d, data):
 def test_opcheck(dtype, backend):
     weight, rows, grad = problem(33, 7, 5, dtype)
     op = torch.ops.ssd_kernels.sparse_update_.default
-    for factor in (None, torch.tensor(0.5)):
-        torch.library.opcheck(op, (weight, rows, grad, 0.05, 0.7, factor, True, True, backend))
+    for factor, max_norm in ((None, None), (torch.tensor(0.5), 1.0)):
+        torch.library.opcheck(op, (weight, rows, grad, 0.05, 0.7, factor, max_norm, True, True, backend))
 
 
 def test_compiles_whole_with_a_dynamic_size(backend):
@@ -204,6 +252,7 @@ def test_rows_that_are_not_ascending_are_refused_before_any_change(rows, backend
         ({"grad_rows": torch.ones(2, 4)}, "grad_rows must be"),
         ({"grad_rows": torch.ones(3, 4).double()}, "grad_rows must be"),
         ({"scale": torch.ones(2)}, "scale must be a number or a tensor of one element"),
+        ({"max_norm": -1.0}, "max_norm must be at least 0"),
         ({"backend": "fast"}, "there is no such backend"),
     ],
 )

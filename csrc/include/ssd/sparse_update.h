@@ -18,6 +18,7 @@ struct SparseUpdateParams {
   const void* grad;        // (M, D)
   int64_t grad_stride;
   double step;       // lr * scale
+  double max_norm;   // step is multiplied by min(1, max_norm / (||grad|| + 1e-6)); infinity: no clipping
   bool clamp;        // at 0 from below
   bool renormalise;  // divide by max(||row||, 1e-12)
   double* movement;  // (M,) out: ||new - old|| of the stored rows
