@@ -6,7 +6,7 @@ missing is said by `python -m ssd_kernels`, and by the operation that needs it.
 
 from ._types import Rows, TopK
 from .activation_counts import activation_counts, top_n
-from .distill import DistillLoss, distill_loss
+from .distill import DistillLoss, distill_hidden, distill_loss
 from .gaba_linear import gaba_linear
 from .nn import SparseTopKLinear, replace_topk
 from .normalize import normalize_inputs
@@ -30,6 +30,7 @@ __all__ = [
     "TopK",
     "activation_counts",
     "clip_grad_norm_",
+    "distill_hidden",
     "distill_loss",
     "gaba_linear",
     "normalize_inputs",

@@ -71,7 +71,7 @@ DistillResult distill_logits(const DistillLogitsParams& params, SimdLevel level)
   std::atomic<bool> ok{true};
   parallel(threads, [&](int part) {
     const Range samples = split_range(params.batch, threads, part);
-    const Memory scratch(std::malloc(static_cast<size_t>(params.classes) * 4 * sizeof(double)));
+    const Memory scratch(std::malloc(static_cast<size_t>(params.classes + 8) * 6 * sizeof(double)));
     if (scratch)
       run.logits(params, samples.begin, samples.end, ce, kd, static_cast<double*>(scratch.get()));
     else
@@ -108,7 +108,7 @@ DistillResult distill_hidden(const DistillHiddenParams& params, SimdLevel level)
   std::atomic<bool> ok{true};
   parallel(threads, [&](int part) {
     const Range samples = split_range(params.batch, threads, part);
-    const Memory scratch(std::malloc(units * 5 * sizeof(double)));
+    const Memory scratch(std::malloc((units + 8) * 6 * sizeof(double)));
     const Memory copy(part == 0 ? nullptr : std::malloc(map_bytes));
     if (!scratch || (part != 0 && !copy)) {
       ok = false;

@@ -1,5 +1,5 @@
 """The SSD loss: cross-entropy, selected-unit and logit distillation."""
 
-from .api import DistillLoss, distill_loss
+from .api import DistillLoss, distill_hidden, distill_loss
 
-__all__ = ["DistillLoss", "distill_loss"]
+__all__ = ["DistillLoss", "distill_hidden", "distill_loss"]

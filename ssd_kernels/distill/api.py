@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from .._backend import resolve
+from .._library import direct
 from .._types import Rows, TopK
 from . import ops  # noqa: F401  registers the operations
+from .eager import DirectHidden, DirectLoss, Settings
 
 Hidden = Tensor | TopK | Rows
 
@@ -82,19 +84,76 @@ def distill_loss(
     _check(logits, labels, teacher_logits, temperature, kl, old_classes)
     reverse = kl == "reverse"
     backend = resolve(backend, "distill", logits.device)
+    teacher_logits = _detached(teacher_logits)
+    layers = []
+    if teacher_logits is not None and teacher_hidden is not None:
+        layers = [
+            (*_parts(student), *map(_detached, _parts(teacher)), layer_units)
+            for student, teacher, layer_units in _layers(hidden, teacher_hidden, units, logits.shape[0])
+        ]
+    if (
+        teacher_logits is not None
+        and backend == "cpu"
+        and direct(logits, labels, teacher_logits, old_classes, *(tensor for layer in layers for tensor in layer))
+        and all((layer[0].dtype == torch.float64) == (logits.dtype == torch.float64) for layer in layers)
+    ):
+        settings = Settings(labels, teacher_logits, old_classes, layers, alpha, lam, temperature, reverse)
+        return DistillLoss(*DirectLoss.apply(settings, logits, *(layer[0] for layer in layers)))
     ce, kd_logits, _, _ = torch.ops.ssd_kernels.distill_logits(
-        logits, labels, _detached(teacher_logits), old_classes, temperature, reverse, backend
+        logits, labels, teacher_logits, old_classes, temperature, reverse, backend
     )
     kd_hidden = torch.zeros_like(ce)
     if teacher_logits is None:
         return DistillLoss(ce, ce, kd_hidden, kd_logits)
-    for student, teacher, layer_units in _layers(hidden, teacher_hidden, units, logits.shape[0]):
-        kd, _ = torch.ops.ssd_kernels.distill_hidden(
-            *_parts(student), *(_detached(part) for part in _parts(teacher)), layer_units, temperature, reverse, backend
-        )
+    for layer in layers:
+        kd, _ = torch.ops.ssd_kernels.distill_hidden(*layer, temperature, reverse, backend)
         kd_hidden = kd_hidden + kd
     loss = alpha * ce + (1 - alpha) * (lam * kd_hidden + (1 - lam) * kd_logits)
     return DistillLoss(loss, ce, kd_hidden, kd_logits)
+
+
+def distill_hidden(
+    hidden: Hidden,
+    teacher_hidden: Hidden,
+    units: Tensor,
+    *,
+    temperature: float = 8.0,
+    kl: Literal["forward", "reverse"] = "forward",
+    backend: str = "auto",
+) -> Tensor:
+    """KD_hidden of one layer alone: T^2 KL(softmax(q/T) || softmax(z/T)) over the selected units, z student, q teacher.
+
+    The mean over the batch, as in distill_loss (algorithm.md, section 5): float64 inside, O(active) for sparse
+    activations, 0 for an empty batch. The teacher receives no gradient.
+
+    Args:
+        hidden: the student's activations, (B, R) float, TopK or Rows.
+        teacher_hidden: the teacher's activations, likewise; it may differ in kind.
+        units: (n,) int64, the selected neurons J, distinct.
+        temperature: T.
+        kl: "forward" or "reverse".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
+
+    Returns:
+        A differentiable scalar of float32 (float64 for float64 activations).
+
+    Raises:
+        ValueError: a shape, dtype, option or backend that is not allowed; a unit out of range or given twice
+            (checked on CPUs).
+
+    Example:
+        >>> distill_hidden(torch.eye(2), torch.zeros(2, 2), torch.tensor([0, 1]), temperature=1.0)
+        tensor(0.1201)
+    """
+    _check_options(temperature, kl)
+    values, indices, offsets = _parts(hidden)
+    batch = values.shape[0] if offsets is None else offsets.shape[0] - 1
+    _check_layer(hidden, teacher_hidden, units, batch)
+    backend = resolve(backend, "distill", values.device)
+    layer = (values, indices, offsets, *map(_detached, _parts(teacher_hidden)), units)
+    if backend == "cpu" and direct(*layer):
+        return DirectHidden.apply(values, layer, temperature, kl == "reverse")
+    return torch.ops.ssd_kernels.distill_hidden(*layer, temperature, kl == "reverse", backend)[0]
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:
@@ -112,8 +171,6 @@ def _parts(hidden: Hidden) -> tuple[Tensor, Tensor | None, Tensor | None]:
 
 def _layers(hidden, teacher_hidden, units, batch: int) -> list[tuple[Hidden, Hidden, Tensor]]:
     """One (student, teacher, units) per hidden layer."""
-    if teacher_hidden is None:
-        return []
 
     def listed(value) -> list:
         several = isinstance(value, tuple | list) and not isinstance(value, TopK | Rows)
@@ -123,15 +180,19 @@ def _layers(hidden, teacher_hidden, units, batch: int) -> list[tuple[Hidden, Hid
     if len({len(each) for each in layers}) != 1:
         counts = ", ".join(str(len(each)) for each in layers)
         raise ValueError(f"hidden, teacher_hidden and units must have one entry per hidden layer, got {counts}")
-    for student, teacher, selected in zip(*layers):
-        for name, value in (("hidden", student), ("teacher_hidden", teacher)):
-            _check_hidden(name, value, batch)
-        if not isinstance(selected, Tensor) or selected.dim() != 1 or selected.dtype != torch.int64:
-            given = f"{selected.dtype} {tuple(selected.shape)}" if isinstance(selected, Tensor) else repr(selected)
-            raise ValueError(f"units must be int64 (n,), got {given}")
-        if selected.shape[0] < 1:
-            raise ValueError("units must name at least one neuron, got none")
+    for layer in zip(*layers):
+        _check_layer(*layer, batch)
     return list(zip(*layers))
+
+
+def _check_layer(student: Hidden, teacher: Hidden, units: Tensor, batch: int) -> None:
+    _check_hidden("hidden", student, batch)
+    _check_hidden("teacher_hidden", teacher, batch)
+    if not isinstance(units, Tensor) or units.dim() != 1 or units.dtype != torch.int64:
+        given = f"{units.dtype} {tuple(units.shape)}" if isinstance(units, Tensor) else repr(units)
+        raise ValueError(f"units must be int64 (n,), got {given}")
+    if units.shape[0] < 1:
+        raise ValueError("units must name at least one neuron, got none")
 
 
 def _check_hidden(name: str, hidden: Hidden, batch: int) -> None:
@@ -161,11 +222,15 @@ def _check(
         raise ValueError(f"labels must be int64 ({logits.shape[0]},), got {labels.dtype} {tuple(labels.shape)}")
     if teacher_logits is not None and teacher_logits.shape != logits.shape:
         raise ValueError(f"teacher_logits must be {tuple(logits.shape)}, got {tuple(teacher_logits.shape)}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    if kl not in ("forward", "reverse"):
-        raise ValueError(f"kl must be 'forward' or 'reverse', got {kl!r}")
+    _check_options(temperature, kl)
     if old_classes is not None and (
         old_classes.dim() != 1 or old_classes.dtype != torch.int64 or not old_classes.shape[0]
     ):
         raise ValueError(f"old_classes must be int64 (n,), got {old_classes.dtype} {tuple(old_classes.shape)}")
+
+
+def _check_options(temperature: float, kl: str) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if kl not in ("forward", "reverse"):
+        raise ValueError(f"kl must be 'forward' or 'reverse', got {kl!r}")

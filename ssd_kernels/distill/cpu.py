@@ -29,7 +29,7 @@ def distill_logits(
     grad_kd = torch.empty(0, dtype=logits.dtype)
     old, teacher_dtype, teacher_stride = classes, logits.dtype, 0
     if teacher is not None:
-        grad_kd = torch.zeros(batch, classes, dtype=logits.dtype)
+        grad_kd = torch.empty(batch, classes, dtype=logits.dtype)
         teacher = adjacent(teacher)
         teacher_dtype, teacher_stride = teacher.dtype, row_stride(teacher)
     if old_classes is not None:
@@ -38,7 +38,7 @@ def distill_logits(
     status, bad = _native.cpu_module()[0].distill_logits(
         DTYPES[logits.dtype], DTYPES[teacher_dtype], batch, classes, old, logits.data_ptr(), row_stride(logits),
         address(teacher), teacher_stride, labels.data_ptr(), address(old_classes), temperature, reverse, ce.data_ptr(),
-        kd.data_ptr(), grad_ce.data_ptr(), grad_kd.data_ptr(), torch.get_num_threads(), _native.simd_level(),
+        kd.data_ptr(), grad_ce.data_ptr(), grad_kd.data_ptr(), torch.get_num_threads(), "",
     )  # fmt: skip
     if status != _DONE:
         raise ValueError(f"labels must be from 0 to {classes - 1}, got {bad}")
@@ -62,14 +62,16 @@ def distill_hidden(
     teacher, keep_teacher = _form(teacher_values, teacher_indices, teacher_offsets)
     units = units.contiguous()
     kd = torch.empty((), dtype=accumulation_dtype(values.dtype))
-    neurons = min(
-        [v.shape[1] for v, i in ((values, indices), (teacher_values, teacher_indices)) if i is None] or [2**31]
-    )
+    neurons = 2**31
+    if indices is None:
+        neurons = values.shape[1]
+    if teacher_indices is None:
+        neurons = min(neurons, teacher_values.shape[1])
     # Entries of neurons that are not selected stay 0.
     grad = torch.zeros((batch, units.shape[0]) if indices is None else values.shape, dtype=values.dtype)
     status, bad = _native.cpu_module()[0].distill_hidden(
         batch, units.shape[0], neurons, student, teacher, units.data_ptr(), temperature, reverse,
-        kd.data_ptr(), grad.data_ptr(), torch.get_num_threads(), _native.simd_level(),
+        kd.data_ptr(), grad.data_ptr(), torch.get_num_threads(), "",
     )  # fmt: skip
     del keep, keep_teacher
     if status == _OUT_OF_RANGE:

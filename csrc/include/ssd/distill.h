@@ -22,7 +22,7 @@ struct DistillLogitsParams {
   bool reverse;
   void *ce, *kd;  // scalars out, of the accumulation type: means over the batch; kd is 0 without a teacher
   void* grad_ce;  // (B, C) out: of the mean
-  void* grad_kd;  // (B, C) out, zeroed by the caller; null without a teacher
+  void* grad_kd;  // (B, C) out; null without a teacher
   int threads;
 };
 
