@@ -30,7 +30,11 @@ struct Level {
 Level pick(SimdLevel level) {
   switch (level) {
 #ifdef SSD_X86
-    case SimdLevel::kAvx512Bf16:
+    case SimdLevel::kAvx512Bf16: {
+      Level level = SSD_LEVEL_OF(avx512);
+      level.part = avx512bf16::gaba_linear_part;
+      return level;
+    }
     case SimdLevel::kAvx512:
       return SSD_LEVEL_OF(avx512);
     case SimdLevel::kAvx2:

@@ -1,2 +1,3 @@
 #define SSD_LEVEL generic
 #include "gaba_linear.inl"
+#include "gaba_linear_backward.h"

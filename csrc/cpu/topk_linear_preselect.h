@@ -1,6 +1,6 @@
-// Certified preselection of topk_linear: bf16 scores name the candidates, the canonical dot product decides. The
-// winners are bitwise those of the fp32 scan, because every neuron that could enter a row's buffer is scored
-// canonically.
+// Certified preselection of topk_linear and gaba_linear: bf16 scores name the candidates, the canonical dot product
+// decides. The winners are bitwise those of the fp32 scan, because every neuron that could enter a row's buffer is
+// scored canonically.
 #pragma once
 
 #include "scan_bf16.h"
@@ -39,13 +39,20 @@ class Preselection {
       round_row(x + r * inputs_, inputs_, x_pairs_ + r * pairs_, rows_.errors + r, rows_.roundeds + r);
   }
 
+  // From now on a score is dot - g[neuron] * thresholds[row], g of all neurons, thresholds finite or NaN; no scale and
+  // no shift then. Limits and emitted scores stay those of the dot product's row and the dot product itself.
+  void inhibit(const float* g, const float* thresholds) {
+    g_ = g;
+    rows_.thresholds = thresholds;
+  }
+
   // Calls emit(row, neuron, canonical score) for every neuron of [first, first + neurons) that may pass a row's limit.
   // scale and shift belong to these neurons. False when so many were candidates that the plain scan is faster.
   template <class Emit>
   bool scan(const S* w, ptrdiff_t w_stride, int64_t first, int64_t neurons, const float* scale, const float* shift,
             const float* limits, ptrdiff_t limit_stride, Emit& emit) {
     int64_t candidates = 0;
-    alignas(64) float scales[kBlockNeurons], shifts[kBlockNeurons];
+    alignas(64) float scales[kBlockNeurons], shifts[kBlockNeurons], inhibition[kBlockNeurons];
     // Pairs are scored while their rows are in the cache: the block's of W, the tile's of x.
     int queued = 0, row_of[kQueue], neuron_of[kQueue];
     const auto flush = [&] {
@@ -80,6 +87,11 @@ class Preselection {
         block.scale = scales;
         block.shift = shifts;
       }
+      if (g_) {
+        for (int j = 0; j < kBlockNeurons; ++j)
+          inhibition[j] = g_[first + begin + (j < block.neurons ? j : block.neurons - 1)];
+        block.inhibition = inhibition;
+      }
       round_block(w + begin * w_stride, w_stride, inputs_, rounded_, &block);
       auto candidate = [&](int row, int neuron) {
         row_of[queued] = row;
@@ -110,6 +122,7 @@ class Preselection {
   uint32_t *x_pairs_, *block_pairs_, *rounded_;
   RoundedRows rows_;
   const float* x_ = nullptr;
+  const float* g_ = nullptr;
 };
 
 }  // namespace ssd::cpu::SSD_LEVEL
