@@ -46,41 +46,46 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 class Coverage:
-    """Which parts of the case tables of ssd_kernels/testing.py the tests of each operation have run."""
+    """Which parts of the case tables of ssd_kernels/testing.py the tests of each operation have run, by backend."""
 
     def __init__(self) -> None:
         from ssd_kernels import testing
 
-        self.used: dict[str, dict[str, set]] = collections.defaultdict(lambda: collections.defaultdict(set))
+        self.used: dict[tuple[str, str], dict[str, set]] = collections.defaultdict(lambda: collections.defaultdict(set))
         self.tables = {"shapes": testing.SHAPES, "values": tuple(testing.VALUES), "dtypes": testing.DTYPES,
                        "layouts": testing.LAYOUTS, "scales": testing.SCALES}  # fmt: skip
+        self.test = ("", "")  # file and backend of the test that runs
         make = testing.make
 
         @functools.wraps(make)
         def recording(*shape: int, **options: object) -> torch.Tensor:
-            used = self.used[os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0]]
             for table, option, default in (("values", "values", "normal"), ("dtypes", "dtype", torch.float32),
                                            ("layouts", "layout", "contiguous"), ("scales", "scale", 1.0)):  # fmt: skip
-                used[table].add(options.get(option, default))
+                self.used[self.test][table].add(options.get(option, default))
             return make(*shape, **options)
 
         testing.make = recording  # before any test module imports it
 
-    def pytest_runtest_call(self, item: pytest.Item) -> None:
-        parameters = getattr(item, "callspec", None)
-        for name, value in parameters.params.items() if parameters else ():
-            if name == "backend" or type(value).__name__ == "Shape":
-                self.used[item.nodeid.partition("::")[0]]["backends" if name == "backend" else "shapes"].add(value)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        level = parameters.get("level")  # topk_linear's tests compare its levels with the reference themselves
+        self.test = item.nodeid.partition("::")[0], str(parameters.get("backend", f"cpu-{level}" if level else ""))
+        self.used[self.test]["shapes"].update(v for v in parameters.values() if type(v).__name__ == "Shape")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        files = {Path(name).stem.removeprefix("test_"): used for name, used in self.used.items() if "/ops/" in name}
-        if not files:
+        operations: dict[str, dict[str, list[str]]] = collections.defaultdict(lambda: collections.defaultdict(list))
+        for (file, backend), used in sorted(self.used.items()):
+            if "/ops/" in file and backend:
+                parts = "  ".join(
+                    f"{name} {len(used[name] & set(all_))}/{len(all_)}" for name, all_ in self.tables.items()
+                )
+                operations[Path(file).stem.removeprefix("test_")][parts].append(backend)
+        if not operations:
             return
         terminalreporter.section("case tables: parts that ran, of the parts there are")
-        for operation, used in sorted(files.items()):
-            parts = [f"{name} {len(used[name] & set(table))}/{len(table)}" for name, table in self.tables.items()]
-            backends = ", ".join(sorted(map(str, used["backends"])))
-            terminalreporter.write_line(f"{operation:<18} {'  '.join(parts)}  backends: {backends}")
+        for operation, lines in operations.items():
+            for parts, backends in lines.items():
+                terminalreporter.write_line(f"{operation:<18} {parts}  {', '.join(backends)}")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,4 +1,10 @@
-"""Autocast as torch.nn.Linear has it: operations call this on their inputs before they check them."""
+"""Autocast as torch.nn.Linear has it: operations call this on their inputs before they check them.
+
+torch.library.register_autocast (the same in torch 2.11 and 2.13) would cast to one dtype per device, fixed when the
+operation is registered, and only after the public function has compared dtypes. torch.nn.Linear gives the dtype of the
+autocast region, bfloat16 or float16, and mixes a float32 weight with the bfloat16 output of the layer before; so does
+this.
+"""
 
 from __future__ import annotations
 

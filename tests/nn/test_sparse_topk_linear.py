@@ -254,6 +254,18 @@ def test_autocast_gives_bfloat16_as_linear_does(output):
     assert layer.weight.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=testing.id_of)
+def test_autocast_has_the_dtype_of_the_region_and_takes_mixed_inputs(dtype):
+    linear, layer = pair()
+    x = testing.make(6, 24)
+    with torch.autocast("cpu", dtype):
+        assert layer(x).dtype == linear(x).dtype == dtype
+        mixed = layer(x.to(dtype))  # as after another layer of the region; the weight is float32
+        with torch.autocast("cpu", enabled=False):
+            assert layer(x).dtype == torch.float32
+    assert torch.equal(mixed, layer.to(dtype)(x.to(dtype)))
+
+
 def test_meta_device():
     y = SparseTopKLinear(24, 130, 9, device="meta")(torch.empty(5, 24, device="meta"))
     assert y.shape == (5, 130) and y.is_meta
