@@ -39,26 +39,16 @@ void score_panel(const T* x, ptrdiff_t size, int64_t rows, const T* w, ptrdiff_t
   }
 }
 
-// A larger copy of a buffer, which is freed; null, and the buffer is kept, when memory runs out.
-SSD_INLINE void* grown(void* buffer, size_t bytes, size_t more) {
-  void* const larger = std::malloc(more);
-  if (!larger) return nullptr;
-  if (bytes) std::memcpy(larger, buffer, bytes);
-  std::free(buffer);
-  return larger;
-}
-
 // Room for `more` further entries.
 template <class S>
 bool reserve(GabaRows::List* list, int64_t more) {
   if (list->count + more <= list->capacity) return true;
   const int64_t doubled = list->capacity * 2, least = list->count + more;
-  const size_t used = static_cast<size_t>(list->count),
-               capacity = static_cast<size_t>(doubled < least ? least : doubled);
-  void* const values = grown(list->values, used * sizeof(S), capacity * sizeof(S));
+  const size_t capacity = static_cast<size_t>(doubled < least ? least : doubled);
+  void* const values = std::realloc(list->values, capacity * sizeof(S));  // large blocks move without a copy
   if (!values) return false;
   list->values = values;
-  void* const indices = grown(list->indices, used * sizeof(int32_t), capacity * sizeof(int32_t));
+  void* const indices = std::realloc(list->indices, capacity * sizeof(int32_t));
   if (!indices) return false;
   list->indices = static_cast<int32_t*>(indices);
   list->capacity = static_cast<int64_t>(capacity);
@@ -68,6 +58,7 @@ bool reserve(GabaRows::List* list, int64_t more) {
 template <class S, class T>
 class GabaPart {
   static constexpr bool kWidened = sizeof(S) != sizeof(T), kWide = sizeof(T) != sizeof(float);
+  static constexpr uint32_t kAllLanes = (1u << Vec<T>::kWidth) - 1u;
 
  public:
   GabaPart(const GabaLinearParams& p, const T* g, int64_t samples, bool dense)
@@ -287,6 +278,12 @@ class GabaPart {
       const int lanes = neurons - j < V::kWidth ? static_cast<int>(neurons - j) : V::kWidth;
       uint32_t passed = not_le_mask(V::load_partial(scores + j, lanes), V::load_partial(cut_ + j, lanes) * low);
       if (lanes < V::kWidth) passed &= (1u << lanes) - 1u;
+      if (passed == kAllLanes) {  // where nearly all neurons are active
+        V::load(scores + j).store(values + count);
+        for (int l = 0; l < V::kWidth; ++l) list.indices[count + l] = static_cast<int32_t>(first + j) + l;
+        count += V::kWidth;
+        continue;
+      }
       for (; passed; passed &= passed - 1) {
         const int lane = __builtin_ctz(passed);
         values[count] = scores[j + lane];
@@ -320,12 +317,30 @@ class GabaPart {
     }
   }
 
+  // Finishes a row's first entries by vectors while they are neighbours and all active; how many those are.
+  int64_t finish_runs(const GabaRows::List& from, T threshold, T* values, int32_t* indices, int64_t* at) {
+    using V = Vec<T>;
+    const T* scores = static_cast<const T*>(from.values);
+    int64_t i = 0;
+    for (; i + V::kWidth <= from.count; i += V::kWidth) {
+      const int32_t first = from.indices[i];
+      if (from.indices[i + V::kWidth - 1] - first != V::kWidth - 1) break;
+      const V h = vmax(V::zero(), V::load(scores + i)) - V::load(g_ + first) * V::set1(threshold);
+      if (gt_mask(h, V::zero()) != kAllLanes) break;
+      h.store(values + *at);
+      std::memcpy(indices + *at, from.indices + i, V::kWidth * sizeof(int32_t));
+      *at += V::kWidth;
+    }
+    return i;
+  }
+
   bool finish_rows(const GabaRows::List& from, T threshold, GabaRows::List* to, int64_t* count) {
     if (!reserve<S>(to, from.count)) return false;
     const T* scores = static_cast<const T*>(from.values);
     S* const values = static_cast<S*>(to->values);
-    int64_t at = to->count;
-    for (int64_t i = 0; i < from.count; ++i) {
+    int64_t at = to->count, i = 0;
+    if constexpr (!kWidened) i = finish_runs(from, threshold, values, to->indices, &at);
+    for (; i < from.count; ++i) {
       S stored;
       from_acc(activation(scores[i], from.indices[i], threshold), &stored);
       values[at] = stored;
