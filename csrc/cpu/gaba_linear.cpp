@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <numeric>
 
 #include "gaba_linear_levels.h"
 #include "positive.h"
@@ -204,15 +205,20 @@ int64_t GabaRows::count() const {
 }
 
 void GabaRows::copy(void* values, int32_t* indices) const {
-  char* to = static_cast<char*>(values);
-  for (int part = 0; part < parts; ++part) {
+  constexpr int64_t kWorthThreads = 1 << 16;  // entries
+  const auto copy_part = [&](int part) {
+    const int64_t begin = std::accumulate(lists, lists + part, int64_t{0},
+                                          [](int64_t sum, const List& list) { return sum + list.count; });
     const size_t count = static_cast<size_t>(lists[part].count);
-    if (!count) continue;
-    std::memcpy(to, lists[part].values, count * value_size);
-    std::memcpy(indices, lists[part].indices, count * sizeof(int32_t));
-    to += count * value_size;
-    indices += count;
-  }
+    if (!count) return;
+    std::memcpy(static_cast<char*>(values) + static_cast<size_t>(begin) * value_size, lists[part].values,
+                count * value_size);
+    std::memcpy(indices + begin, lists[part].indices, count * sizeof(int32_t));
+  };
+  int64_t total = 0;
+  for (int part = 0; part < parts; ++part) total += lists[part].count;
+  if (total >= kWorthThreads) return parallel(parts, [&](int part) { copy_part(part); });
+  for (int part = 0; part < parts; ++part) copy_part(part);
 }
 
 bool gaba_linear_dense(const GabaLinearParams& params, void* h, SimdLevel level) {
