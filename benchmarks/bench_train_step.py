@@ -217,7 +217,7 @@ def bench_train_step_scan(compare: Callable, smoke: bool, monkeypatch: pytest.Mo
             targets[name] = ("matmul + topk(K+1)", target)
     monkeypatch.delenv("SSD_SIMD", raising=False)
     compare(
-        f"scan of {len(batches)} batches of {workload.BATCH} rows, R = {neurons} (the engine's: fp32 winners and logits)",
+        f"scan of {len(batches)} batches of {workload.BATCH} rows, R = {neurons} (the engine's: winners and logits)",
         contenders,
         baseline="matmul + topk(K+1)",
         gate=exact_gate(1_000),
