@@ -7,8 +7,7 @@
 namespace ssd::cpu {
 namespace {
 
-constexpr float kNotCounted = 1e30f;        // base of a neuron that a snapshot does not count: its drift is negative
-constexpr double kPathGrowth = 1.0 + 1e-4;  // covers the rounding of a movement's own computation
+constexpr float kFaster = 4;  // how much farther than a mover another neuron gets before it takes the mover's place
 constexpr double kUnit = 5.9604644775390625e-08;  // 2^-24
 
 float round_up(double value) {
@@ -25,9 +24,10 @@ void Certificates::configure(int64_t neurons, int64_t inputs, int64_t k, int64_t
   k_ = k;
   cache_bytes_ = cache_bytes;
   kernel_ = &kernel;
-  path_.assign(neurons, 0.0);
+  past_.assign(neurons, 0.0);
+  distance_.assign(neurons, 0.0);
   path_gaba_.assign(2 * neurons, 0.f);
-  path_before_.assign(neurons, 0.f);
+  farthest_.assign(neurons, 0.f);
   mover_place_.assign(neurons, -1);
   moved_.assign((neurons + 63) / 64, 0);
   stamp_of_.assign(neurons, 0);
@@ -37,15 +37,21 @@ void Certificates::configure(int64_t neurons, int64_t inputs, int64_t k, int64_t
 void Certificates::reset() {
   x_ = nullptr;
   samples_ = recorded_ = 0;
-  std::fill(path_.begin(), path_.end(), 0.0);
+  std::fill(past_.begin(), past_.end(), 0.0);
+  std::fill(distance_.begin(), distance_.end(), 0.0);
   for (int64_t j = 0; j < neurons_; ++j) path_gaba_[2 * j] = 0.f;
-  std::fill(path_before_.begin(), path_before_.end(), 0.f);
+  std::fill(farthest_.begin(), farthest_.end(), 0.f);
+  std::fill(moved_.begin(), moved_.end(), uint64_t{0});
+  era_rows_ = rows_;
   forget_snapshots();
   path_max_ = 0;
   for (int32_t mover : movers_) mover_place_[mover] = -1;
   movers_.clear();
   mover_path_.clear();
   mover_gaba_.clear();
+  mover_before_.clear();
+  mover_since_.clear();
+  replaced_.clear();
   backoff_ = wait_ = 0;
   update_slack();
 }
@@ -89,6 +95,9 @@ void Certificates::bind(const float* x, int64_t samples, int32_t* likely) {
     movers_.clear();
     mover_path_.clear();
     mover_gaba_.clear();
+    mover_before_.clear();
+    mover_since_.clear();
+    replaced_.clear();
   }
   forget_snapshots();
   backoff_ = wait_ = 0;
@@ -107,28 +116,52 @@ void Certificates::update_slack() {
   slack_ = static_cast<float>(2 * score + 4 * kUnit * (1 + path_max_) + 8 * kUnit);
 }
 
-// Appends the neurons that moved most in the last epoch to Z, while there is room.
-void Certificates::choose_movers() {
-  const int room = movers_max_ - static_cast<int>(movers_.size());
-  if (room <= 0) return;
-  std::vector<std::pair<float, int32_t>> moved;
+// The neurons that got farthest in this era go to Z: to free places or, where a snapshot is taken next, to those of
+// movers that hardly move any more.
+void Certificates::choose_movers(bool replace) {
+  const size_t most = movers_max_;
+  if (most == 0) return;
+  std::vector<std::pair<float, int32_t>> moved, slow;
   const float least = 0.02f * gap_;
   for_each_moved([&](int64_t j) {
-    const float movement = static_cast<float>(path_[j]) - path_before_[j];
-    if (mover_place_[j] < 0 && movement > least) moved.emplace_back(-movement, static_cast<int32_t>(j));
+    if (mover_place_[j] < 0 && farthest_[j] > least) moved.emplace_back(-farthest_[j], static_cast<int32_t>(j));
   });
-  const size_t take = std::min<size_t>(room, moved.size());
+  const size_t take = std::min(most, moved.size());
   std::partial_sort(moved.begin(), moved.begin() + take, moved.end());
-  for (size_t i = 0; i < take; ++i) {
-    const int32_t j = moved[i].second;
+  size_t next = 0;
+  for (; next < take && movers_.size() < most; ++next) {
+    const int32_t j = moved[next].second;
     mover_place_[j] = static_cast<int32_t>(movers_.size());
     movers_.push_back(j);
     mover_path_.push_back(path_gaba_[2 * j]);
     mover_gaba_.push_back(path_gaba_[2 * j + 1]);
+    mover_before_.push_back(-1);
+    mover_since_.push_back(0);
   }
+  if (next == take || !replace) return;
+  for (size_t z = 0; z < most; ++z) slow.emplace_back(farthest_[movers_[z]], static_cast<int32_t>(z));
+  std::sort(slow.begin(), slow.end());
+  for (size_t i = 0; next < take && i < most && -moved[next].first > kFaster * slow[i].first; ++i)
+    next += replace_mover(slow[i].second, moved[next].second);
 }
 
-void Certificates::begin_epoch(double active_per_row) {
+// Records of the snapshots so far go on holding the bound of the mover that leaves. One such is known for every place,
+// so the place stays as it is while live records know an earlier one.
+bool Certificates::replace_mover(int32_t place, int32_t neuron) {
+  for (int s = 0; s < kSnapshots; ++s)
+    if (snapshots_[s].id >= 0 && held_[s] > 0 && snapshots_[s].id < mover_since_[place]) return false;
+  if (mover_since_[place] == 0) replaced_.push_back(place);
+  mover_before_[place] = movers_[place];
+  mover_place_[movers_[place]] = -1;
+  mover_place_[neuron] = place;
+  movers_[place] = neuron;
+  mover_path_[place] = path_gaba_[2 * neuron];
+  mover_gaba_[place] = path_gaba_[2 * neuron + 1];
+  mover_since_[place] = (generation_ + 1) * kSnapshots;
+  return true;
+}
+
+bool Certificates::begin_epoch(double active_per_row) {
   ++epoch_;
   live_ = 0;
   // Certificates pay only where a row's active neurons are a small part of its list.
@@ -137,9 +170,16 @@ void Certificates::begin_epoch(double active_per_row) {
     --wait_;
     active_ = false;
   }
-  if (active_) choose_movers();
-  for_each_moved([&](int64_t j) { path_before_[j] = path_gaba_[2 * j]; });
+  if (active_) choose_movers(false);
+  if (rows_ - era_rows_ < kEraPasses * samples_) return false;
+  era_rows_ = rows_;
+  for_each_moved([&](int64_t j) {
+    past_[j] += distance_[j];
+    distance_[j] = 0;
+    farthest_[j] = 0;
+  });
   std::fill(moved_.begin(), moved_.end(), uint64_t{0});
+  return true;
 }
 
 std::vector<int64_t> Certificates::expiring(const int64_t* order, int64_t begin, int64_t end) {
@@ -200,11 +240,12 @@ void Certificates::take_snapshot(const std::vector<float>& gaba) {
   if (newest_ >= 0) {
     const bool fresh = snapshots_[newest_].movers == static_cast<int>(movers_.size());
     const bool same_epoch = newest_epoch_ == epoch_;
-    if (fresh && snapshots_[newest_].delta < (same_epoch ? 0.25f : 0.05f) * gap_) return;
+    const float drifted = snapshots_[newest_].delta - snapshots_[newest_].start;
+    if (fresh && drifted < (same_epoch ? 0.25f : 0.05f) * gap_) return;
     if (same_epoch && taken_ >= kSnapshots / 4) return;
     taken_ = same_epoch ? taken_ + 1 : 1;
-    if (same_epoch) choose_movers();
   }
+  choose_movers(true);
   if (base_.empty()) base_.resize(neurons_ * kSnapshots);
   // The slot with the fewest live records: those are made again when their samples come by.
   newest_ = 0;
@@ -215,7 +256,11 @@ void Certificates::take_snapshot(const std::vector<float>& gaba) {
   Snapshot& snapshot = snapshots_[newest_];
   snapshot.id = ++generation_ * kSnapshots + newest_;
   snapshot.movers = static_cast<int>(movers_.size());
-  snapshot.delta = snapshot.before = 0;
+  double farthest = 0;
+  for_each_moved([&](int64_t j) {
+    if (!covers(snapshot, mover_place_[j])) farthest = std::max(farthest, distance_[j]);
+  });
+  snapshot.delta = snapshot.before = snapshot.start = round_up(farthest);
   snapshot.taken = snapshot.before_rows = rows_;
   float least = 1.f;
   for (int64_t j = 0; j < neurons_; ++j) least = gaba[j] < least ? gaba[j] : least;
@@ -226,7 +271,7 @@ float Certificates::need(const Record& record, const Snapshot& snapshot, float t
   // No neuron whose margin at r was below this is active now, nor above the threshold.
   const float change = threshold - record.threshold;
   const float shift = change >= 0 ? -snapshot.gaba_min * change : -change;
-  return -(snapshot.delta + slack_ + shift);
+  return -(snapshot.delta + record.strayed + slack_ + shift);
 }
 
 bool Certificates::certify(int64_t sample, const float* x, const float* weight, ScratchRow& scratch, int* count,
@@ -291,7 +336,14 @@ bool Certificates::certify(int64_t sample, const float* x, const float* weight, 
   examine(0, examined);
   const int survivors =
       kernel_->prune_movers(mover_bounds, mover_path_.data(), mover_gaba_.data(), snapshot.movers, floor, slack_, kept);
-  for (int i = 0; i < survivors; ++i) add(movers_[kept[i]], capacity_ + kept[i]);
+  for (int i = 0; i < survivors; ++i)
+    if (covers(snapshot, kept[i])) add(movers_[kept[i]], capacity_ + kept[i]);
+  for (const int32_t place : replaced_) {
+    if (place >= snapshot.movers || covers(snapshot, place)) continue;
+    const int32_t neuron = mover_before_[place];
+    const float* at = &path_gaba_[2 * static_cast<int64_t>(neuron)];
+    if (!(mover_bounds[place] + at[0] + slack_ <= at[1] * floor) || at[1] < 0) add(neuron, capacity_ + place);
+  }
   int scored = found;
   kernel_->score_rows(x, weight, index + winners, found - winners, inputs_, score + winners);
   for (int i = winners; i < found; ++i)
@@ -320,7 +372,7 @@ bool Certificates::certify(int64_t sample, const float* x, const float* weight, 
   int hinted = 0;
   for (int i = 0; i < found; ++i) {
     const int32_t place = scratch.place[i];
-    const float bound = static_cast<float>(score[i] - path_[index[i]]);
+    const float bound = static_cast<float>(score[i] - nearest(index[i]));
     if (place >= capacity_) {
       mover_bounds[place - capacity_] = bound;
     } else if (place >= 0) {
@@ -368,7 +420,7 @@ void Certificates::record(int64_t sample, const int32_t* index, const float* sco
   float* mover_bounds = &mover_bounds_[sample * movers_max_];
   // A mover that did not survive the scan scored at most g I - gap; its first visit replaces this by its score.
   for (int z = 0; z < snapshot.movers; ++z)
-    mover_bounds[z] = round_up(static_cast<double>(mover_gaba_[z]) * threshold - gap_ - path_[movers_[z]]);
+    mover_bounds[z] = round_up(static_cast<double>(mover_gaba_[z]) * threshold - gap_ - nearest(movers_[z]));
 
   // Candidates in buckets of falling margin: enough order for blocks, without a sort.
   constexpr int kBuckets = 128;
@@ -391,8 +443,8 @@ void Certificates::record(int64_t sample, const int32_t* index, const float* sco
   const float scale = (kBuckets - 1) / (highest + gap_ + 1e-12f);
   for (int i = 0; i < count; ++i) {
     const int place = mover_place_[index[i]];
-    if (place >= 0 && place < snapshot.movers) {
-      mover_bounds[place] = static_cast<float>(score[i] - path_[index[i]]);
+    if (covers(snapshot, place)) {
+      mover_bounds[place] = static_cast<float>(score[i] - nearest(index[i]));
       bucket[i] = -1;
     } else if (!(margin[i] > -gap_)) {
       bucket[i] = -1;
@@ -416,7 +468,7 @@ void Certificates::record(int64_t sample, const int32_t* index, const float* sco
       continue;
     }
     candidates[at] = index[i];
-    bounds[at] = static_cast<float>(score[i] - path_[index[i]]);
+    bounds[at] = static_cast<float>(score[i] - nearest(index[i]));
     margins[at / kBlock] = std::max(margins[at / kBlock], margin[i]);
   }
   for (int b = (kept + kBlock - 1) / kBlock - 2; b >= 0; --b) margins[b] = std::max(margins[b], margins[b + 1]);
@@ -431,15 +483,17 @@ void Certificates::record(int64_t sample, const int32_t* index, const float* sco
   }
   record.threshold = record.last = threshold;
   record.outside = outside;
+  record.strayed = snapshot.delta;
   record.count = kept;
   record.snapshot = snapshot.id;
   record.wait = 0;
   ++held_[newest_];
 }
 
-void Certificates::moved(int64_t neuron, double movement, float gaba, Delta* delta) {
-  const double before = path_[neuron], length = before + movement * kPathGrowth;
-  path_[neuron] = length;
+void Certificates::moved(int64_t neuron, double distance, float gaba, Delta* delta) {
+  const double past = past_[neuron], length = past + distance;
+  distance_[neuron] = distance;
+  farthest_[neuron] = std::max(farthest_[neuron], static_cast<float>(distance));
   moved_[neuron >> 6] |= uint64_t{1} << (neuron & 63);
   const float path = round_up(length);
   path_gaba_[2 * neuron] = path;
@@ -453,16 +507,16 @@ void Certificates::moved(int64_t neuron, double movement, float gaba, Delta* del
   if (newest_ < 0) return;
   float* base = &base_[neuron * kSnapshots];
   if (stamp_of_[neuron] < snapshots_[newest_].id) {
-    // Snapshots taken since the neuron last moved: it has stood still, so its length then is the one it had until now.
+    // Snapshots taken since the neuron last moved: it has stood still, so it is now where it was then.
     for (int s = 0; s < kSnapshots; ++s) {
       const Snapshot& snapshot = snapshots_[s];
       if (snapshot.id <= stamp_of_[neuron]) continue;
-      base[s] = place >= 0 && place < snapshot.movers ? kNotCounted : static_cast<float>(before);
+      base[s] = static_cast<float>(past);
     }
     stamp_of_[neuron] = snapshots_[newest_].id;
   }
   for (int s = 0; s < kSnapshots; ++s) {
-    const float drift = path - base[s];
+    const float drift = place >= 0 && covers(snapshots_[s], place) ? 0.f : path - base[s];
     delta->value[s] = drift > delta->value[s] ? drift : delta->value[s];
   }
 }

@@ -129,7 +129,7 @@ void SdmlpTrainer::Impl::dense_update(int which, float scale, int64_t batch) {
       kernel.update_output(&output[(j + r) * Cp], &chunk.output_gradient[(j + r - chunk.begin) * Cp], step, Cp);
       counts[j + r] += batch;
       gaba[j + r] = gaba_of(counts[j + r]);
-      certificates.moved(j + r, movement[r], 1.f, &chunk.delta);
+      certificates.moved(j + r, certificates.distance(j + r) + movement[r] * kMovementGrowth, 1.f, &chunk.delta);
     }
     add_products(part, j, n);
   }

@@ -59,6 +59,9 @@ constexpr int kPreselectRows = 128;  // the same where W is rounded to bf16 on t
 constexpr int64_t kTileBytes = int64_t{1} << 30;  // bound of the scores that a step without lists keeps instead
 constexpr int kTileSparse = 3;  // a neuron's gradient is a masked product where 1 row in 3 has it active, else a list
 
+constexpr double kMovementGrowth = 1.0 + 1e-4;   // covers the rounding of a movement's own computation
+constexpr int64_t kEraBytes = int64_t{1} << 28;  // bound of the rows kept as they were at the era's start
+
 // The neurons of one range that a step touched, ascending, with their gradients.
 struct UpdateChunk {
   int64_t begin = 0, end = 0;          // neurons
@@ -74,6 +77,10 @@ struct UpdateChunk {
   std::vector<float> coef;             // scratch: gradients of some neurons over all batch rows, 0 where silent
   double norm2 = 0;                    // squared norm of the range's gradients
   std::vector<const float*> x;         // scratch of one slot
+  // Rows as they were when they first moved in this era, and how far they may have been from its start then.
+  std::vector<float> era_rows;       // (kept, D)
+  std::vector<double> era_distance;  // (kept,)
+  std::vector<int32_t> era_place;    // (end - begin,) place among them or -1
   Certificates::Delta delta;
 };
 
@@ -208,8 +215,10 @@ struct SdmlpTrainer::Impl {
   void backward(int chunk, int batch, const SdmlpPenalty* penalty);
   void update(int chunk, float scale, const SdmlpPenalty* penalty);
   void update_all(int chunk, float scale, const SdmlpPenalty* penalty);
-  void move(int64_t neuron, const float* gradient, const float* output_gradient, float scale, int64_t active,
-            Certificates::Delta* delta);
+  void move(UpdateChunk& chunk, int64_t neuron, const float* gradient, const float* output_gradient, float scale,
+            int64_t active);
+  double step_row(UpdateChunk& chunk, int64_t neuron, const float* gradient, float step);
+  void begin_era();
   void prepare_penalty(const SdmlpPenalty& penalty);
   double pull_norm(int64_t neuron, const SdmlpPenalty& penalty, std::vector<float>& pull) const;
 

@@ -369,7 +369,7 @@ SdmlpStats SdmlpTrainer::train(const SdmlpEpoch& epoch, int threads) {
   run.place.assign(epoch.samples, -1);
   if (!self.cfg.exhaustive) {
     self.certificates.bind(epoch.x, epoch.samples, self.likely.data());
-    self.certificates.begin_epoch(dense ? static_cast<double>(self.K) : self.last_active);
+    if (self.certificates.begin_epoch(dense ? static_cast<double>(self.K) : self.last_active)) self.begin_era();
   }
   run.program();
   run.finish_stats();

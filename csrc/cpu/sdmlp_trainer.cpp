@@ -89,6 +89,7 @@ void SdmlpTrainer::Impl::load_state() {
   products_valid = false;
   last_active = recent_active = 1e30;
   certificates.reset();
+  begin_era();
   threshold_only = false;
   certificates.set_gaba(gaba);
 }

@@ -315,7 +315,7 @@ double accumulate_rows(const float* const* x, const float* coef, int n, int64_t 
   return sum_of_squares(sum, D);
 }
 
-double update_row(float* w, const float* gradient, float step, int64_t D) {
+double update_row(float* w, const float* gradient, float step, int64_t D, const float* from) {
   const V minus = V::set1(-step), zero = V::zero();
   const int64_t whole = D / kW * kW;
   // ||clamp(w - step g)||^2; the values are made again below, since a row may be longer than the registers.
@@ -335,8 +335,8 @@ double update_row(float* w, const float* gradient, float step, int64_t D) {
   for (int64_t d = 0; d < whole; d += kW) {
     const V old = V::load(w + d);
     const V fresh = vmax(fma(minus, V::load(gradient + d), old), zero) * scale;
+    const V change = fresh - V::load(from + d);
     fresh.store(w + d);
-    const V change = fresh - old;
     moved[d / kW % 2] = fma(change, change, moved[d / kW % 2]);
   }
   double moved2 = reduce_add(moved[0] + moved[1]);
@@ -344,8 +344,9 @@ double update_row(float* w, const float* gradient, float step, int64_t D) {
     const float old = w[d];
     float fresh = fma_scalar(-step, gradient[d], old);
     fresh = (fresh > 0.f ? fresh : 0.f) * inverse;
+    const float change = fresh - from[d];
     w[d] = fresh;
-    moved2 += static_cast<double>(fresh - old) * (fresh - old);
+    moved2 += static_cast<double>(change) * change;
   }
   return __builtin_sqrt(moved2);
 }

@@ -103,8 +103,8 @@ void SdmlpTrainer::Impl::backward(int which, int batch, const SdmlpPenalty* pena
 }
 
 // One row's step: momentum where there is any, SGD, clamp, unit norm; counters, and the path of the certificates.
-void SdmlpTrainer::Impl::move(int64_t j, const float* gradient, const float* output_gradient, float scale,
-                              int64_t active, Certificates::Delta* delta) {
+void SdmlpTrainer::Impl::move(UpdateChunk& chunk, int64_t j, const float* gradient, const float* output_gradient,
+                              float scale, int64_t active) {
   float step = cfg.lr * scale;
   if (!weight_velocity.empty()) {
     kernel.accelerate(&weight_velocity[j * D], gradient, cfg.momentum, scale, D);
@@ -114,14 +114,43 @@ void SdmlpTrainer::Impl::move(int64_t j, const float* gradient, const float* out
     output_gradient = &output_velocity[j * Cp];
     step = cfg.lr;
   }
-  const double movement = kernel.update_row(weight + j * D, gradient, step, D);
+  const double distance = step_row(chunk, j, gradient, step);
   kernel.update_output(&output[j * Cp], output_gradient, step, Cp);
   if (active > 0) {
     counts[j] += active;
     gaba[j] = gaba_of(counts[j]);
   }
   stale_output[j >> 6] |= uint64_t{1} << (j & 63);
-  certificates.moved(j, movement, threshold_only ? 1.f : gaba[j], delta);
+  certificates.moved(j, distance, threshold_only ? 1.f : gaba[j], &chunk.delta);
+}
+
+// Updates a row of W; returns a bound of its distance from where it was at the era's start.
+double SdmlpTrainer::Impl::step_row(UpdateChunk& chunk, int64_t j, const float* gradient, float step) {
+  float* row = weight + j * D;
+  if (!certificates.active()) {
+    const double movement = kernel.update_row(row, gradient, step, D, row);
+    return certificates.distance(j) + movement * kMovementGrowth;
+  }
+  int32_t& place = chunk.era_place[j - chunk.begin];
+  if (place < 0) {
+    const int64_t kept = static_cast<int64_t>(chunk.era_distance.size());
+    const double before = certificates.distance(j);
+    if ((kept + 1) * D * 4 * kUpdateChunks > kEraBytes)
+      return before + kernel.update_row(row, gradient, step, D, row) * kMovementGrowth;
+    place = static_cast<int32_t>(kept);
+    chunk.era_distance.push_back(before);
+    chunk.era_rows.insert(chunk.era_rows.end(), row, row + D);
+  }
+  const double distance = kernel.update_row(row, gradient, step, D, &chunk.era_rows[place * D]);
+  return chunk.era_distance[place] + distance * kMovementGrowth;
+}
+
+void SdmlpTrainer::Impl::begin_era() {
+  for (UpdateChunk& chunk : chunks) {
+    chunk.era_rows.clear();
+    chunk.era_distance.clear();
+    chunk.era_place.assign(chunk.end - chunk.begin, -1);
+  }
 }
 
 void SdmlpTrainer::Impl::update(int which, float scale, const SdmlpPenalty* penalty) {
@@ -137,8 +166,8 @@ void SdmlpTrainer::Impl::update(int which, float scale, const SdmlpPenalty* pena
       const char* ahead = reinterpret_cast<const char*>(weight + chunk.neuron[s + 2] * D);
       for (int64_t at = 0; at < std::min<int64_t>(4 * D, 1024); at += 64) __builtin_prefetch(ahead + at, 1);
     }
-    move(chunk.neuron[s], &chunk.gradient[s * D], &chunk.output_gradient[static_cast<size_t>(s) * Cp], scale,
-         chunk.first[s + 1] - chunk.first[s], &chunk.delta);
+    move(chunk, chunk.neuron[s], &chunk.gradient[s * D], &chunk.output_gradient[static_cast<size_t>(s) * Cp], scale,
+         chunk.first[s + 1] - chunk.first[s]);
   }
 }
 
@@ -151,8 +180,8 @@ void SdmlpTrainer::Impl::update_all(int which, float scale, const SdmlpPenalty* 
   int s = 0;
   for (int64_t j = chunk.begin; j < chunk.end; ++j) {
     if (s < slots && chunk.neuron[s] == j) {
-      move(j, &chunk.gradient[s * D], &chunk.output_gradient[static_cast<size_t>(s) * Cp], scale,
-           chunk.first[s + 1] - chunk.first[s], &chunk.delta);
+      move(chunk, j, &chunk.gradient[s * D], &chunk.output_gradient[static_cast<size_t>(s) * Cp], scale,
+           chunk.first[s + 1] - chunk.first[s]);
       ++s;
     } else if (penalty && pulled[j]) {
       std::fill(chunk.pull.begin(), chunk.pull.end(), 0.f);
@@ -160,9 +189,9 @@ void SdmlpTrainer::Impl::update_all(int which, float scale, const SdmlpPenalty* 
       kernel.add_penalty(dw, weight + j * D, penalty->weight_importance + j * D, penalty->weight_anchor + j * D, twice,
                          D);
       kernel.add_penalty(dv, &output[j * Cp], &output_importance[j * Cp], &output_anchor[j * Cp], twice, Cp);
-      move(j, dw, dv, scale, 0, &chunk.delta);
+      move(chunk, j, dw, dv, scale, 0);
     } else if (!in_motion.empty() && in_motion[j]) {
-      move(j, nullptr, nullptr, scale, 0, &chunk.delta);
+      move(chunk, j, nullptr, nullptr, scale, 0);
     } else {
       continue;
     }
