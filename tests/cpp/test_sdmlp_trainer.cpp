@@ -26,12 +26,16 @@ struct Options {
   float momentum = 0;
   bool penalty = false, teacher = false, reverse_kl = false;
   double tile_active = 64;
+  int epochs = 10;
+  double gaba_switch = 500;
+  float lr = 0.05f;
 };
 
 struct Result {
   std::vector<float> weight, output;
   std::vector<int64_t> counts;
   std::vector<double> stats;
+  int64_t certified = 0;
   bool operator==(const Result& other) const {
     return weight == other.weight && output == other.output && counts == other.counts && stats == other.stats;
   }
@@ -113,7 +117,8 @@ Result train(const Options& options) {
   config.inputs = kInputs;
   config.classes = kClasses;
   config.k = kWinners;
-  config.gaba_switch = 500;
+  config.gaba_switch = options.gaba_switch;
+  config.lr = options.lr;
   config.momentum = options.momentum;
   config.exhaustive = options.exhaustive;
   config.reverse_kl = options.reverse_kl;
@@ -128,8 +133,9 @@ Result train(const Options& options) {
   epoch.batch = 36;  // the last batch is smaller
   epoch.teacher = options.teacher ? &attached.teacher : nullptr;
   epoch.penalty = options.penalty ? &attached.penalty : nullptr;
-  for (int e = 0; e < 10; ++e) {
+  for (int e = 0; e < options.epochs; ++e) {
     const SdmlpStats stats = trainer.train(epoch, options.threads);
+    model.certified += stats.certified;
     CHECK(stats.steps == (kSamples + 35) / 36 && !stats.non_finite && std::isfinite(stats.loss));
     for (const double value :
          {stats.loss, stats.ce, stats.kd_hidden, stats.kd_logits, stats.grad_norm, stats.active_per_row, stats.touched})
@@ -156,6 +162,24 @@ void check_threads_and_certificates(SimdLevel simd) {
               exhaustive, static_cast<double>(momentum));
       }
     }
+  }
+}
+
+// Long after the switch: records of many ages, rows that move to and fro, and movers that come and go.
+void check_long_run(SimdLevel simd) {
+  for (const float lr : {0.01f, 0.1f}) {
+    Options options;
+    options.simd = simd;
+    options.lr = lr;
+    options.epochs = 300;
+    options.gaba_switch = 2000;
+    const Result exhaustive = train(options);
+    options.exhaustive = false;
+    options.threads = 2;
+    const Result certified = train(options);
+    CHECK(exhaustive == certified, "level %s, lr %g", simd_level_name(simd), static_cast<double>(lr));
+    CHECK(certified.certified > 100 * kSamples, "certificates should have been at work: %lld rows",
+          static_cast<long long>(certified.certified));
   }
 }
 
@@ -186,6 +210,7 @@ int main() {
     const SimdLevel simd = static_cast<SimdLevel>(level);
     check_threads_and_certificates(simd);
     check_forms(simd);
+    check_long_run(simd);
   }
   return 0;
 }
