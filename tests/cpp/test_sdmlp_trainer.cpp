@@ -171,14 +171,14 @@ void check_long_run(SimdLevel simd) {
     Options options;
     options.simd = simd;
     options.lr = lr;
-    options.epochs = 300;
+    options.epochs = 100;
     options.gaba_switch = 2000;
     const Result exhaustive = train(options);
     options.exhaustive = false;
     options.threads = 2;
     const Result certified = train(options);
     CHECK(exhaustive == certified, "level %s, lr %g", simd_level_name(simd), static_cast<double>(lr));
-    CHECK(certified.certified > 100 * kSamples, "certificates should have been at work: %lld rows",
+    CHECK(certified.certified > 20 * kSamples, "certificates should have been at work: %lld rows",
           static_cast<long long>(certified.certified));
   }
 }

@@ -151,6 +151,38 @@ def test_certificates_are_used() -> None:
     assert sum(stats.certified for stats in late) > 0.8 * sum(stats.certified + stats.scanned for stats in late)
 
 
+@pytest.mark.parametrize(
+    ("dim", "neurons", "classes", "switch", "lr", "spread", "batch"),
+    [
+        (32, 1000, 4, 20_000.0, 0.05, 0.3, 32),  # long after the switch rows move to and fro
+        (32, 1000, 4, 20_000.0, 0.2, 0.3, 32),  # fast neurons take the places of others among the movers
+        (64, 2000, 8, 20_000.0, 0.5, 0.6, 16),
+    ],
+)
+def test_certificates_hold_over_long_runs(dim, neurons, classes, switch, lr, spread, batch) -> None:
+    """Wrong bounds show late: these runs fail when distances of past eras are halved or leaving movers forgotten."""
+    samples, epochs, results = 400, 300, []
+    for scan in ("auto", "exhaustive"):
+        generator = torch.Generator().manual_seed(0 if dim == 32 else 2)
+        centres = torch.rand(2 * classes, dim, generator=generator)
+        y = torch.randint(classes, (samples,), generator=generator)
+        x = centres[2 * y + torch.randint(2, (samples,), generator=generator)]
+        x = normalize_inputs(x + spread * torch.randn(samples, dim, generator=generator))
+        weight = torch.rand(neurons, dim, generator=generator)
+        weight /= torch.linalg.vector_norm(weight, dim=1, keepdim=True)
+        output = torch.rand(classes, neurons, generator=generator) * 0.05
+        counts = torch.zeros(neurons, dtype=torch.int64)
+        engine = SDMLPEngine(weight, output, counts, k=5, gaba_switch=switch, lr=lr, scan=scan)
+        certified = sum(
+            engine.train_epoch(x, y, torch.randperm(samples, generator=generator), batch).certified
+            for _ in range(epochs)
+        )
+        results.append((weight, output, counts, certified))
+    for certificate, scan in zip(results[0][:3], results[1][:3], strict=True):
+        assert torch.equal(certificate, scan)
+    assert results[0][3] > 0.8 * samples * epochs
+
+
 @pytest.mark.parametrize("level", testing.simd_levels())
 def test_every_simd_level_agrees(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (gold, _), (low, _) = dense("switch", torch.float64), dense("switch", torch.float32)
