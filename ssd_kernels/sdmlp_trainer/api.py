@@ -79,6 +79,10 @@ class SDMLPEngine:
         self.last_stats: EpochStats | None = None
         if self.backend == "reference":
             self._trainer: Any = ReferenceTrainer(weight, output_weight, counts, self.settings)
+        elif self.backend == "triton":
+            from .triton_trainer import TritonTrainer
+
+            self._trainer = TritonTrainer(weight, output_weight, counts, self.settings)
         else:
             self._trainer = NativeTrainer(
                 weight,
