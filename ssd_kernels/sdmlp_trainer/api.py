@@ -25,7 +25,7 @@ class SDMLPEngine:
     `scan="exhaustive"`, for any number of threads.
 
     Args:
-        weight: (R, D) float32, contiguous, on the CPU; not negative, rows of norm 1 (or 0). Updated in place.
+        weight: (R, D) float32, contiguous; not negative, rows of norm 1 (or 0). Updated in place.
         output_weight: (C, R) float32, contiguous; not negative. Updated in place.
         counts: (R,) int64, contiguous: how often each neuron was active in training. Updated in place.
         k: K; K + 1 <= R.
@@ -35,7 +35,8 @@ class SDMLPEngine:
         max_grad_norm: the gradient of both layers together is clipped to this L2 norm.
         alpha, lam, temperature: weights and temperature of the SSD loss.
         kl: "forward" is KL(teacher || student), "reverse" the other.
-        backend: "auto", "cpu" or "reference" (plain torch; any float dtype).
+        backend: "auto", "cpu", "reference" (plain torch; any float dtype) or "triton": tensors on a GPU, an epoch as
+            CUDA graphs; it scores every neuron, and scan, threads and cache_mb mean nothing to it.
         scan: "auto", or "exhaustive" to score every neuron for every row.
         threads: number of threads; None means torch.get_num_threads() at each call.
         cache_mb: bound of the candidate lists in MiB; samples beyond it are scanned.

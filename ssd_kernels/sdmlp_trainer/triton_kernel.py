@@ -307,10 +307,10 @@ def _update_kernel(
         count = tl.load(counts_ptr + j, mask=j < R, other=0)
         tl.store(counts_ptr + j, count + active, mask=(j < R) & (active > 0))
         c = tl.arange(0, BLOCK_C)
-        at = j[:, None] * C + c[None, :]
-        mask = moved[:, None] & (c < C)[None, :]
-        new = _stepped(v_ptr, grad_v_ptr, velocity_v_ptr, at, mask, scale, lr, momentum, MOMENTUM, True)
-        tl.store(v_ptr + at, new, mask=mask)
+        at_v = j[:, None] * C + c[None, :]
+        mask_v = moved[:, None] & (c < C)[None, :]
+        new_v = _stepped(v_ptr, grad_v_ptr, velocity_v_ptr, at_v, mask_v, scale, lr, momentum, MOMENTUM, True)
+        tl.store(v_ptr + at_v, new_v, mask=mask_v)
         squares = tl.zeros([BLOCK_R], tl.float64)
         for start in range(0, D, BLOCK_D):  # nothing is stored here: threads may not own the same numbers below
             d = start + tl.arange(0, BLOCK_D)

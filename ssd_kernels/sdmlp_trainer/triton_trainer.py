@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
-import triton
 from torch import Tensor
 
 from .. import _triton
@@ -21,6 +20,15 @@ from .types import EpochStats, QuadraticPenalty, Settings, Teacher
 STEPS_PER_GRAPH = 16
 POLL_SECONDS = 0.1  # should_stop and signals are looked at about this often
 _INFER_SAMPLES = 512
+
+
+def _blocks(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def _power(count: int) -> int:
+    """The next power of two."""
+    return 1 << max(count - 1, 0).bit_length()
 
 
 class _Step:
@@ -46,13 +54,13 @@ class _Step:
         self.samples = torch.zeros(batch, dtype=torch.int64, device=device)
         self.rows, self.h = x.new_zeros(batch, inputs), x.new_zeros(batch, neurons)
         self.threshold = x.new_zeros(batch)
-        self.block_r, self.block_d = 16, min(triton.next_power_of_2(max(inputs, 16)), 128)
-        self.block_c = triton.next_power_of_2(max(classes, 16))
-        self.parts_r = max(min(triton.cdiv(neurons, 128), 2 * self.machine.multiprocessors), 1)
+        self.block_r, self.block_d = 16, min(_power(max(inputs, 16)), 128)
+        self.block_c = _power(max(classes, 16))
+        self.parts_r = max(min(_blocks(neurons, 128), 2 * self.machine.multiprocessors), 1)
         self.shares = x.new_zeros(self.parts_r, batch, classes)
         self.logits, self.grad_logits = (x.new_zeros(batch, classes) for _ in range(2))
         self.losses = torch.zeros(3, batch, dtype=torch.float64, device=device)
-        self.blocks, self.strips = triton.cdiv(neurons, self.block_r), triton.cdiv(inputs, self.block_d)
+        self.blocks, self.strips = _blocks(neurons, self.block_r), _blocks(inputs, self.block_d)
         self.partial = torch.zeros(7, self.blocks * self.strips, dtype=torch.float64, device=device)
         self.active = torch.zeros(neurons, dtype=torch.int32, device=device)
         self.grad_w, self.grad_v = torch.zeros_like(trainer.weight), torch.zeros_like(trainer.v)
@@ -69,28 +77,28 @@ class _Step:
         classes, k1 = t.output_weight.shape[0], t.settings.k + 1
         precision = _triton.dot_precision(torch.float32)
         winners = topk_kernels.forward(self.rows, t.weight, None, k1, "relu", "none", False)[1]
-        tiles = (triton.cdiv(neurons, 128), triton.cdiv(batch, 32))
+        tiles = (_blocks(neurons, 128), _blocks(batch, 32))
         _triton.launch(
             kernels._scores_kernel, tiles, self.rows, t.weight, self.h, batch, inputs, neurons,
             BLOCK_B=32, BLOCK_R=128, BLOCK_D=32, PRECISION=precision,
         )  # fmt: skip
         _triton.launch(
             kernels._threshold_kernel, (batch,), self.h, winners, self.threshold, neurons, k1,
-            BLOCK=triton.next_power_of_2(k1), num_warps=1,
+            BLOCK=_power(k1), num_warps=1,
         )  # fmt: skip
         switch = t.settings.gaba_switch
         _triton.launch(
             kernels._inhibit_kernel, tiles, self.h, t.counts, self.threshold, batch, neurons,
             *_triton.split_double(switch or 1.0), GABA=switch is not None, BLOCK_B=32, BLOCK_R=128,
         )  # fmt: skip
-        share = triton.cdiv(triton.cdiv(neurons, self.parts_r), 64) * 64
+        share = _blocks(_blocks(neurons, self.parts_r), 64) * 64
         _triton.launch(
-            kernels._logits_part_kernel, (triton.cdiv(batch, 32), self.parts_r, triton.cdiv(classes, 64)),
+            kernels._logits_part_kernel, (_blocks(batch, 32), self.parts_r, _blocks(classes, 64)),
             self.h, t.v, self.shares, batch, neurons, classes, share,
             BLOCK_B=32, BLOCK_R=64, BLOCK_C=min(self.block_c, 64), PRECISION=precision,
         )  # fmt: skip
         _triton.launch(
-            kernels._logits_kernel, (triton.cdiv(batch * classes, 256),), self.shares, self.logits, batch * classes,
+            kernels._logits_kernel, (_blocks(batch * classes, 256),), self.shares, self.logits, batch * classes,
             self.parts_r, BLOCK=256,
         )  # fmt: skip
 
@@ -133,10 +141,10 @@ class _Step:
         )  # fmt: skip
         rows = 4
         _triton.launch(
-            kernels._update_kernel, (triton.cdiv(neurons, rows),), t.weight, t.v, t.counts, self.grad_w, self.grad_v,
+            kernels._update_kernel, (_blocks(neurons, rows),), t.weight, t.v, t.counts, self.grad_w, self.grad_v,
             self.active, *(t.velocities or (None, None)), self.verdict, neurons, inputs, classes, s.lr, s.momentum,
             MOMENTUM=s.momentum > 0, EVERY_ROW=every_row, BLOCK_R=rows,
-            BLOCK_D=min(triton.next_power_of_2(inputs), 512), BLOCK_C=self.block_c,
+            BLOCK_D=min(_power(inputs), 512), BLOCK_C=self.block_c,
         )  # fmt: skip
 
 

@@ -56,7 +56,9 @@ def train(backend: str, device: str, dtype: torch.dtype, epochs: int = 2, **opti
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in ("switch", "penalty-momentum") else pytest.mark.slow) for n in VARIANTS]
+)
 def test_training_is_that_of_the_reference(name, device):
     gold, gold_log = train("reference", "cpu", torch.float64, **VARIANTS[name])
     low, low_log = train("reference", "cpu", torch.float32, **VARIANTS[name])

@@ -61,7 +61,25 @@ def logits(batch: int, classes: int, dtype: torch.dtype):
     triton_kernel.distill_logits(y, labels, y, whole_numbers(classes), 8.0, True)
 
 
+def engine(neurons: int, teacher: bool, penalty: bool, batch: int = 128, inputs: int = 256, classes: int = 10):
+    from ssd_kernels.sdmlp_trainer.triton_trainer import TritonTrainer, _Step
+    from ssd_kernels.sdmlp_trainer.types import QuadraticPenalty, Settings, Teacher
+
+    settings = Settings(10, 2e5, 0.05, 0.9 if penalty else 0.0, 1.0, 0.7, 0.1, 8.0, "forward")
+    weight, output = meta(neurons, inputs), meta(classes, neurons)
+    trainer = TritonTrainer(weight, output, whole_numbers(neurons), settings)
+    frozen = Teacher(meta(10_000, classes), whole_numbers(1000), meta(99), whole_numbers(99, dtype=torch.int32),
+                     whole_numbers(10_001))  # fmt: skip
+    pulls = QuadraticPenalty(weight, weight, output, output, 0.5)
+    step = _Step(trainer, batch, meta(10_000, inputs), whole_numbers(10_000), 10_000, frozen if teacher else None,
+                 pulls if penalty else None)  # fmt: skip
+    step.step()
+
+
 CASES = {
+    "engine/ssd/10k": lambda: engine(10_000, True, False),
+    "engine/ewc/10k": lambda: engine(10_000, True, True),
+    "engine/ce/100k": lambda: engine(100_000, False, False),
     "sparse_update/fp32/10k": lambda: sparse_update(1400, 10_000, 256, torch.float32),
     "sparse_update/bf16/32k": lambda: sparse_update(8000, 32_768, 768, torch.bfloat16),
     "sparse_update/fp16/131k": lambda: sparse_update(20_000, 131_072, 4096, torch.float16),
