@@ -62,7 +62,7 @@ setup(
     packages=[*find_packages(include=["ssd_kernels", "ssd_kernels.*"]),
               *find_packages("python", include=["ssd_train", "ssd_train.*"])],
     package_dir={"": ".", "ssd_train": "python/ssd_train"},
-    package_data={"ssd_kernels": ["README.md", "*/README.md"], "ssd_train": ["recipes/*.yaml", "*.md"]},
+    package_data={"ssd_kernels": ["README.md", "*/README.md"], "ssd_train": ["recipes/*.yaml", "*.md", "*.json"]},
     ext_modules=[Extension("ssd_kernels._cpu", sources=[])],
     cmdclass={"build": CleanBuild, "build_ext": CMakeBuild},
     zip_safe=False,
