@@ -77,7 +77,6 @@ def bench_distill(active: int, compare: Callable, smoke: bool) -> None:
         ),
         seconds=5,
         rounds=200,
-        before=lambda: torch.autograd.grad(dense_hidden(), student_dense),
     )
     compare(
         f"the whole SSD loss, B {batch}, R {neurons}, C {classes}, n {n}, {active} active, fp32, loss and gradient",
@@ -89,7 +88,6 @@ def bench_distill(active: int, compare: Callable, smoke: bool) -> None:
         gate=gate,
         seconds=5,
         rounds=200,
-        before=lambda: torch.autograd.grad(dense_hidden(), student_dense),
     )
 
 

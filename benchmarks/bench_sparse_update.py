@@ -61,5 +61,4 @@ def bench_sparse_update(touched: int, compare: Callable, smoke: bool) -> None:
         else None,
         seconds=6,
         rounds=200,
-        before=dense,
     )

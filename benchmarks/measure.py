@@ -35,13 +35,11 @@ def interleaved(
     warmup: int = 3,
     steps: Mapping[str, int] | None = None,
     pause: float = 0.0,
-    before: Callable[[], object] | None = None,
 ) -> dict[str, Timing]:
     """Times every contender once per round, in turn, until `rounds` or about `seconds` are over (at least 5 rounds).
 
     A contender named in `steps` does that many steps a call: its time is that of one. `pause` seconds of rest come
     before every call: torch's OpenMP threads spin on after a parallel region, and would be charged to the next one.
-    `before` is called, untimed, before every call: what the caches hold is then the same for all contenders.
     """
     for _ in range(warmup):
         for run in contenders.values():
@@ -52,9 +50,8 @@ def interleaved(
         if done >= 5 and time.perf_counter() > end:
             break
         for name, run in contenders.items():
-            time.sleep(pause)
-            if before is not None:
-                before()
+            if pause:  # sleep(0) would hand the core, and its caches, to whoever waits for it
+                time.sleep(pause)
             start = time.perf_counter()
             run()
             times[name].append((time.perf_counter() - start) / (steps or {}).get(name, 1))
