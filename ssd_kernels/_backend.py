@@ -17,7 +17,7 @@ CPU_OPERATIONS: frozenset[str] = frozenset(
     {"activation_counts", "distill", "gaba_linear", "sdmlp_trainer", "sparse_linear", "sparse_update", "topk_linear"}
 )
 TRITON_OPERATIONS: frozenset[str] = frozenset(
-    {"activation_counts", "distill", "sdmlp_trainer", "sparse_linear", "sparse_update", "topk_linear"}
+    {"activation_counts", "distill", "gaba_linear", "sdmlp_trainer", "sparse_linear", "sparse_update", "topk_linear"}
 )
 CUDA_OPERATIONS: frozenset[str] = frozenset()
 

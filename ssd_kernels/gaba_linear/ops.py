@@ -9,8 +9,21 @@ from .._library import register, register_backward
 from . import cpu, reference
 
 
+def _triton_kernel():
+    """Imported by the calls that run it: importing the package imports no triton."""
+    from . import triton_kernel
+
+    return triton_kernel
+
+
 def _dense_fwd(x: Tensor, weight: Tensor, g: Tensor, k: int, sparse_grad: bool, backend: str) -> tuple[Tensor, Tensor]:
-    return cpu.dense(x, weight, g, k) if backend == "cpu" else reference.gaba_linear(x, weight, g, k)
+    match backend:
+        case "cpu":
+            return cpu.dense(x, weight, g, k)
+        case "triton":
+            return _triton_kernel().dense(x, weight, g, k)
+        case _:
+            return reference.gaba_linear(x, weight, g, k)
 
 
 def _dense_fwd_fake(x, weight, g, k, sparse_grad, backend):
@@ -22,6 +35,8 @@ def _dense_bwd(
 ) -> tuple[Tensor, Tensor]:
     if backend == "cpu":
         return cpu.dense_backward(grad_h, h, x, weight, need_x, need_weight)
+    if backend == "triton":
+        return _triton_kernel().dense_backward(grad_h, h, x, weight, need_x, need_weight)
     return _needed(reference.gaba_linear_backward(grad_h, h, x, weight), need_x, need_weight)
 
 
@@ -43,6 +58,8 @@ def _rows_fwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if backend == "cpu":
         return cpu.rows(x, weight, g, k)
+    if backend == "triton":
+        return _triton_kernel().rows(x, weight, g, k)
     h, threshold = reference.gaba_linear(x, weight, g, k)
     return (*reference.dense_to_rows(h), threshold)
 
@@ -68,8 +85,9 @@ def _rows_bwd(
     need_weight: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    if backend == "cpu":
-        grad_x, _, grad_weight = cpu.rows_backward(
+    if backend in ("cpu", "triton"):
+        kernels = cpu if backend == "cpu" else _triton_kernel()
+        grad_x, _, grad_weight = kernels.rows_backward(
             grad_values, values, indices, offsets, x, weight, need_x, need_weight
         )
         return grad_x, grad_weight
@@ -92,8 +110,9 @@ def _rows_sparse_bwd(
     need_x: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if backend == "cpu":
-        return cpu.rows_backward(grad_values, values, indices, offsets, x, weight, need_x, True, as_rows=True)
+    if backend in ("cpu", "triton"):
+        kernels = cpu if backend == "cpu" else _triton_kernel()
+        return kernels.rows_backward(grad_values, values, indices, offsets, x, weight, need_x, True, as_rows=True)
     grad_x, grad_weight = _rows_bwd(grad_values, values, indices, offsets, x, weight, need_x, True, backend)
     neurons = torch.unique(indices[~(values <= 0)].long())
     return grad_x, neurons, grad_weight[neurons]

@@ -141,20 +141,81 @@ SHAPES = {
 }
 
 
+CLASSES = 1024  # outputs of sparse_linear: an autoencoder decodes to D, a classifier to fewer
+
+
+def _operands(name: str) -> tuple:
+    b, d, r, k, dtype = SHAPES[name]
+    x, weight = _meta(b, d, dtype=dtype), _meta(r, d, dtype=dtype)
+    return x, weight, k, _meta(b, k, dtype=dtype), _meta(b, k, dtype=torch.int32)
+
+
 def _topk_linear_forward(name: str) -> None:
     from ssd_kernels.topk_linear import triton_kernel
 
-    b, d, r, k, dtype = SHAPES[name]
-    triton_kernel.forward(_meta(b, d, dtype=dtype), _meta(r, d, dtype=dtype), None, k, "relu", "both", True)
+    x, weight, k, _, _ = _operands(name)
+    triton_kernel.forward(x, weight, None, k, "relu", "both", True)
+
+
+def _topk_linear_backward(name: str) -> None:
+    from ssd_kernels.topk_linear import triton_kernel
+
+    x, weight, _, values, indices = _operands(name)
+    tensors = (values, x, weight, values, indices)
+    triton_kernel.backward(*tensors, "relu", "both", True, True, True, True, as_rows=False)
+    triton_kernel.backward(*tensors, "relu", "none", True, True, True, True, as_rows=False)
+
+
+def _gaba_linear_forward(name: str) -> None:
+    from ssd_kernels.gaba_linear import triton_kernel
+
+    x, weight, k, values, indices = _operands(name)
+    passes = triton_kernel._Passes(x, weight, _meta(len(weight), dtype=torch.float64), k)
+    starts = _meta(len(x), passes.tiles, dtype=torch.int64)
+    passes.run(triton_kernel.DENSE, _meta(len(x), len(weight), dtype=x.dtype))
+    passes.run(triton_kernel.COUNT, values, None, starts)
+    passes.run(triton_kernel.FILL, values, indices, starts)
+
+
+def _gaba_linear_backward(name: str) -> None:
+    from ssd_kernels.gaba_linear import triton_kernel
+
+    x, weight, _, values, indices = _operands(name)
+    h = _meta(len(x), len(weight), dtype=x.dtype)
+    triton_kernel.dense_backward(h, h, x, weight, True, True)
+    flat, offsets = values.flatten(), _meta(len(x) + 1, dtype=torch.int64)
+    triton_kernel.rows_backward(flat, flat, indices.flatten(), offsets, x, weight, True, True)
+
+
+def _sparse_linear(name: str) -> None:
+    from ssd_kernels.sparse_linear import triton_kernel
+
+    _, neurons, _, values, indices = _operands(name)
+    for weight in (
+        _meta(CLASSES, len(neurons), dtype=values.dtype),
+        _meta(len(neurons), CLASSES, dtype=values.dtype).t(),
+    ):
+        y = triton_kernel.forward(values, indices, None, weight)
+        triton_kernel.backward(y, values, indices, None, weight, values, torch.empty_like(weight))
 
 
 # Each case: a call on meta tensors, named `operation/direction/shape`.
 CASES: dict[str, Callable[[], object]] = {
-    **{f"topk_linear/forward/{name}": functools.partial(_topk_linear_forward, name) for name in SHAPES},
+    f"{case}/{name}": functools.partial(call, name)
+    for name in SHAPES
+    for case, call in (
+        ("topk_linear/forward", _topk_linear_forward),
+        ("topk_linear/backward", _topk_linear_backward),
+        ("gaba_linear/forward", _gaba_linear_forward),
+        ("gaba_linear/backward", _gaba_linear_backward),
+        ("sparse_linear/both", _sparse_linear),
+    )
 }
 
 
 def main(names: list[str]) -> None:
+    if tools() is None:
+        sys.exit(3)  # the tests skip
     for name in names:
         case, _, capability = name.partition("@")
         for report in reports(CASES[case], int(capability)):
