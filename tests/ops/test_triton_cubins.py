@@ -20,11 +20,11 @@ LIMITS = {
     "_scan_kernel": (255, 131072),
     "_shorten_kernel": (255, 16384),
     "_merge_kernel": (255, 16384),
-    "_through_norm_kernel": (64, 1024),
+    "_through_norm_kernel": (96, 1024),
     "_gather_sum_kernel": (128, 16384),
     "_segment_sum_kernel": (192, 40960),
     "_activation_kernel": (255, 131072),
-    "_masked_product_kernel": (168, 65536),
+    "_masked_product_kernel": (255, 65536),
     "_entry_dots_kernel": (128, 1024),
 }
 PRODUCTS = {"_scan_kernel", "_activation_kernel", "_masked_product_kernel"}
