@@ -22,7 +22,7 @@ LIMITS = {
     "_distill_hidden_kernel": (160, 8192),
     "_distill_logits_kernel": (112, 8192),
     "_mean_kernel": (64, 1024),
-    # The engine's step.
+    # The engine's step; the scan of topk_linear has limits of its own.
     "_gather_kernel": (64, 1024),
     "_scores_kernel": (255, 65536),
     "_threshold_kernel": (64, 1024),
@@ -35,7 +35,6 @@ LIMITS = {
     "_update_kernel": (255, 16384),
 }
 PRODUCTS = {"_scores_kernel", "_logits_part_kernel", "_gradient_kernel"}
-ELSEWHERE = {"_scan_kernel", "_shorten_kernel", "_merge_kernel"}  # the scan of topk_linear has limits of its own
 # A frame of a word or two, with registers to spare, holds a saved convergence barrier and no spilled value.
 STACK = 16
 
@@ -63,8 +62,6 @@ def cases() -> list[str]:
 
 def check(found: list[dict]) -> None:
     for report in found:
-        if report["kernel"] in ELSEWHERE:
-            continue
         registers, shared = LIMITS[report["kernel"]]
         assert report["spills"] <= STACK and report["registers"] <= registers and report["shared"] <= shared, report
 
@@ -73,7 +70,7 @@ def test_every_kernel_compiles_within_its_limits(tmp_path):
     pytest.importorskip("triton")
     first = {case.partition("/")[0]: case for case in reversed(cases())}
     found = reports([f"{case}@90" for case in first.values()], tmp_path)
-    assert {report["kernel"] for report in found} - ELSEWHERE == set(LIMITS)
+    assert {report["kernel"] for report in found} == set(LIMITS)
     assert all(report["tensor_cores"] for report in found if report["kernel"] in PRODUCTS)
     check(found)
 
