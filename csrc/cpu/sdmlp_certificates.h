@@ -14,13 +14,21 @@
 #pragma once
 
 #include <atomic>
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <vector>
 
 #include "sdmlp_kernels.h"
 
 namespace ssd::cpu {
+
+// The least float that is not below value.
+inline float round_up(double value) {
+  const float rounded = static_cast<float>(value);
+  return rounded < value ? std::nextafterf(rounded, std::numeric_limits<float>::max()) : rounded;
+}
 
 // Per-thread scratch of one row's selection.
 struct ScratchRow {
