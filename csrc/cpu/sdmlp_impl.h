@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "sdmlp_certificates.h"
@@ -17,6 +18,27 @@
 #include "ssd/team.h"
 
 namespace ssd::cpu {
+
+// Rows that start with a cache line: what vectors read a line at a time must not straddle two.
+template <class T>
+struct LineAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+  LineAllocator() = default;
+  template <class U>
+  LineAllocator(const LineAllocator<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kLine)); }
+  void deallocate(T* p, size_t) { ::operator delete(p, kLine); }
+  template <class U>
+  bool operator==(const LineAllocator<U>&) const {
+    return true;
+  }
+  template <class U>
+  bool operator!=(const LineAllocator<U>&) const {
+    return false;
+  }
+};
+using Floats = std::vector<float, LineAllocator<float>>;
 
 // One sample of the batch: its threshold and its active neurons, ascending.
 struct Row {
@@ -64,21 +86,21 @@ constexpr int64_t kEraBytes = int64_t{1} << 28;  // bound of the rows kept as th
 
 // The neurons of one range that a step touched, ascending, with their gradients.
 struct UpdateChunk {
-  int64_t begin = 0, end = 0;          // neurons
-  std::vector<uint64_t> bitmap;        // touched neurons of the range
-  std::vector<int32_t> slot_of;        // (end - begin,) valid for touched neurons
-  std::vector<int32_t> neuron;         // (slots,)
-  std::vector<int32_t> first;          // (slots + 1,) where a slot's samples begin
-  std::vector<int32_t> row;            // (pairs,) batch rows, ascending within a slot
-  std::vector<float> h, dh;            // (pairs,)
-  std::vector<float> gradient;         // (slots, D)
-  std::vector<float> output_gradient;  // (slots, Cp)
-  std::vector<float> pull;             // (D,) scratch: a row's penalty gradient
-  std::vector<float> coef;             // scratch: gradients of some neurons over all batch rows, 0 where silent
-  double norm2 = 0;                    // squared norm of the range's gradients
-  std::vector<const float*> x;         // scratch of one slot
+  int64_t begin = 0, end = 0;    // neurons
+  std::vector<uint64_t> bitmap;  // touched neurons of the range
+  std::vector<int32_t> slot_of;  // (end - begin,) valid for touched neurons
+  std::vector<int32_t> neuron;   // (slots,)
+  std::vector<int32_t> first;    // (slots + 1,) where a slot's samples begin
+  std::vector<int32_t> row;      // (pairs,) batch rows, ascending within a slot
+  std::vector<float> h, dh;      // (pairs,)
+  Floats gradient;               // (slots, D)
+  Floats output_gradient;        // (slots, Cp)
+  std::vector<float> pull;       // (D,) scratch: a row's penalty gradient
+  Floats coef;                   // scratch: gradients of some neurons over all batch rows, 0 where silent
+  double norm2 = 0;              // squared norm of the range's gradients
+  std::vector<const float*> x;   // scratch of one slot
   // Rows as they were when they first moved in this era, and how far they may have been from its start then.
-  std::vector<float> era_rows;       // (kept, D)
+  Floats era_rows;                   // (kept, D)
   std::vector<double> era_distance;  // (kept,)
   std::vector<int32_t> era_place;    // (end - begin,) place among them or -1
   Certificates::Delta delta;
@@ -91,28 +113,28 @@ struct SdmlpTrainer::Impl {
   SdmlpConfig cfg;
   const SdmlpKernels& kernel;
   int64_t R, D, C, K;
-  int Cp;                                               // C rounded up to whole vectors
-  float *weight, *output_weight;                        // (R, D), (C, R): the caller's
-  int64_t* counts;                                      // (R,)
-  std::vector<float> output;                            // (R, Cp) output_weight transposed, padded with 0
-  std::vector<float> gaba;                              // (R,)
-  std::vector<float> weight_velocity, output_velocity;  // (R, D), (R, Cp); empty without momentum
-  std::vector<uint8_t> in_motion;                       // (R,) 1 where a velocity may not be 0
+  int Cp;                                   // C rounded up to whole vectors
+  float *weight, *output_weight;            // (R, D), (C, R): the caller's
+  int64_t* counts;                          // (R,)
+  Floats output;                            // (R, Cp) output_weight transposed, padded with 0
+  std::vector<float> gaba;                  // (R,)
+  Floats weight_velocity, output_velocity;  // (R, D), (R, Cp); empty without momentum
+  std::vector<uint8_t> in_motion;           // (R,) 1 where a velocity may not be 0
   // The quadratic penalty of this call: output parts transposed to (R, Cp), rows that it pulls at all, and the squared
   // norm of each row's pull, so that rows no sample touches cost one pass a step and not two.
-  std::vector<float> output_importance, output_anchor;
+  Floats output_importance, output_anchor;
   std::vector<uint8_t> pulled;
   std::vector<double> pull_norm2;
   // The all-active phase (sdmlp_dense.cpp): products of the model, kept up to date by every dense update.
   struct Products {
-    std::vector<float> vw;   // (C, D) V W
+    Floats vw;               // (C, D) V W
     std::vector<double> vg;  // (C,) V g
-    std::vector<float> vv;   // (C, Cp) V V^T
+    Floats vv;               // (C, Cp) V V^T
   };
   Products products;
   std::vector<Products> range_products;  // of each range of neurons
   bool products_valid = false;
-  std::vector<float> dense_m;          // (Cp, D) G^T X, rows past C are 0
+  Floats dense_m;                      // (Cp, D) G^T X, rows past C are 0
   std::vector<double> dense_q;         // (C,) G^T I
   int64_t highest_count = 0;           // largest counter
   bool threshold_only = false;         // certificates are kept for thresholds (g = 1), as the all-active phase needs
@@ -122,7 +144,7 @@ struct SdmlpTrainer::Impl {
 
   // ---- One batch.
   std::vector<Row> rows;
-  std::vector<float> y, dy;  // (B, Cp)
+  Floats y, dy;  // (B, Cp)
   std::vector<ScanList> lists;
   std::vector<std::atomic<float>> scan_floors;  // of the rows of a scan: lower bounds of the thresholds, -1: none
   std::vector<int> pending;                     // rows that no certificate covers
@@ -137,17 +159,17 @@ struct SdmlpTrainer::Impl {
   std::vector<ScratchRow> scratch;  // per thread
   struct Tiles {
     int batch = 0, columns = 0;           // rows of the batch, rounded up to kTileColumns
-    std::vector<float> inputs, sliced;    // (B, D), and the same in slices (SdmlpKernels::tile_slice)
-    std::vector<float> scores;            // (R, columns), activations later
+    Floats inputs, sliced;                // (B, D), and the same in slices (SdmlpKernels::tile_slice)
+    Floats scores;                        // (R, columns), activations later
     std::vector<float> floors;            // (ranges, columns) lower bounds of the thresholds
     std::vector<int32_t> best;            // (ranges, columns) entries of the lists below
     std::vector<float> best_score;        // (ranges, columns, K + 1)
     std::vector<int32_t> best_index;      // the same shape
     std::vector<float> thresholds;        // (columns,)
-    std::vector<float> y, dy;             // (C, columns)
+    Floats y, dy;                         // (C, columns)
     std::vector<float> active;            // (columns,) active neurons of each row
     std::vector<int32_t> units, unit_of;  // selected units, ascending; (R,) place among them or -1
-    std::vector<float> unit_gradient;     // (units, columns) hidden distillation's part of dh
+    Floats unit_gradient;                 // (units, columns) hidden distillation's part of dh
   } tiles;
   std::unique_ptr<Team> team;
   double last_active = 1e30;    // active neurons per row in the last call; huge: not known
