@@ -180,7 +180,7 @@ def test_certificates_hold_over_long_runs(dim, neurons, classes, switch, lr, spr
         results.append((weight, output, counts, certified))
     for certificate, scan in zip(results[0][:3], results[1][:3], strict=True):
         assert torch.equal(certificate, scan)
-    assert results[0][3] > 0.8 * samples * epochs
+    assert results[0][3] > 0.7 * samples * epochs  # certificates were at work
 
 
 @pytest.mark.parametrize("level", testing.simd_levels())
