@@ -35,7 +35,8 @@ LIMITS = {
     "_update_kernel": (255, 16384),
 }
 PRODUCTS = {"_scores_kernel", "_logits_part_kernel", "_gradient_kernel"}
-# A frame of a word or two, with registers to spare, holds a saved convergence barrier and no spilled value.
+# Some builds of the loss kernels park up to four words on the stack, stored and loaded once, outside loops and with
+# registers to spare; everything else has none.
 STACK = 16
 
 
@@ -63,7 +64,8 @@ def cases() -> list[str]:
 def check(found: list[dict]) -> None:
     for report in found:
         registers, shared = LIMITS[report["kernel"]]
-        assert report["spills"] <= STACK and report["registers"] <= registers and report["shared"] <= shared, report
+        stack = STACK if report["kernel"].startswith("_distill") else 0
+        assert report["spills"] <= stack and report["registers"] <= registers and report["shared"] <= shared, report
 
 
 def test_every_kernel_compiles_within_its_limits(tmp_path):
