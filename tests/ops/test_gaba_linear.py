@@ -153,53 +153,6 @@ def test_planted_ties_and_non_finite_values_match_the_reference_bitwise(values, 
         assert same_bits(dense_of(rows, shape.r), expected)
 
 
-def preselected_g(kind, r):
-    """Coefficients for bf16 preselection: within (0, 1] everywhere, in some of its panels, or with few inactive."""
-    g = coefficients("near_one", r)
-    match kind:
-        case "within":
-            return g
-        case "low":
-            return 0.1 * g
-        case "excited at the end":
-            return torch.cat([g[:700], -g[700:]])
-        case "some are zero":
-            return torch.where(torch.arange(r) % 600 == 599, 0.0, g)
-        case "beyond one":
-            return torch.where(torch.arange(r) % 600 == 599, 1.5, g)
-
-
-@pytest.mark.parametrize("values", ("uniform", "normal", "unit", "rising", "huge", "tiny", *testing.VALUES))
-@pytest.mark.parametrize("kind", ("within", "low", "excited at the end", "some are zero", "beyond one"))
-def test_preselection_changes_no_bit(kind, values, monkeypatch):
-    if testing.simd_levels()[-1] != "avx512bf16":
-        pytest.skip("this processor has no avx512bf16")
-    for (b, d, r, k), dtype in (
-        ((37, 100, 1500, 10), torch.float32),
-        ((64, 256, 1400, 65), torch.float32),
-        ((33, 70, 900, 300), torch.bfloat16),
-        ((20, 64, 1999, 7), torch.float16),
-    ):
-        match values:
-            case "unit":
-                weight = torch.nn.functional.normalize(make(r, d, values="uniform", seed=2))
-            case "rising":  # every neuron beats all before it
-                weight = make(1, d, values="uniform", seed=1) * torch.linspace(0.5, 1.5, r)[:, None]
-            case "huge" | "tiny":
-                weight = make(r, d, seed=2) * (3e37 if values == "huge" else 1e-30)
-            case _:
-                weight = make(r, d, values=values, seed=2)
-        weight, g = weight.to(dtype), preselected_g(kind, r)
-        for x in (make(b, d, values="uniform", dtype=dtype, seed=3), make(b, d, dtype=dtype, seed=4)):
-            results = []
-            for level in ("avx512", "avx512bf16"):
-                monkeypatch.setenv("SSD_SIMD", level)
-                dense = gaba_linear(x, weight, k, g, backend="cpu")
-                results.append((dense, *gaba_linear(x, weight, k, g, output="rows", backend="cpu")))
-            for plain, preselected in zip(*results):
-                assert same_bits(preselected, plain)
-
-
 def test_a_late_infinite_or_nan_threshold_is_seen_by_every_neuron(backend):
     """K + 1 late neurons make I infinite or NaN after other panels have passed."""
     for value in (float("inf"), float("nan")):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -188,59 +187,6 @@ def test_any_shape(data: st.DataObject) -> None:
         grads = [gradients(x, weight, bias, k, name, **options) for name in ("cpu", "reference")]
     for ours, expected in zip(*grads):
         assert torch.equal(ours, expected)
-
-
-# ---- Certified preselection: bf16 names candidates, the canonical product decides.
-def nearly_equal_rows(r: int, d: int) -> torch.Tensor:
-    """Rows that bf16 cannot tell apart: differences far below its resolution decide every winner."""
-    return 1 + make(1, d, values="uniform", seed=1) + make(r, d, seed=2) * 1e-5
-
-
-def mixed_norms(r: int, d: int) -> torch.Tensor:
-    """A few rows are a million times longer, so their blocks' bounds are loose."""
-    return make(r, d, seed=2) * torch.where(torch.arange(r) % 97 == 0, 1e6, 1.0)[:, None]
-
-
-def rising(r: int, d: int) -> torch.Tensor:
-    """Every neuron beats all before it: all of them are candidates, and the plain scan takes over."""
-    return make(1, d, values="uniform", seed=1) * torch.linspace(0.5, 1.5, r)[:, None]
-
-
-PRESELECTED: dict[str, Callable[[int, int], torch.Tensor]] = {
-    **{values: functools.partial(make, values=values, seed=2) for values in testing.VALUES},
-    "unit": lambda r, d: torch.nn.functional.normalize(make(r, d, values="uniform", seed=2)),
-    "huge": lambda r, d: make(r, d, seed=2) * 1e18,
-    "overflowing": lambda r, d: make(r, d, seed=2) * 3e37,
-    "tiny": lambda r, d: make(r, d, seed=2) * 1e-30,
-    "nearly_equal_rows": nearly_equal_rows,
-    "mixed_norms": mixed_norms,
-    "rising": rising,
-}
-
-
-@pytest.mark.parametrize("kind", PRESELECTED)
-def test_preselection_changes_no_bit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if testing.simd_levels()[-1] != "avx512bf16":
-        pytest.skip("this processor has no avx512bf16")
-
-    def run(simd: str, *arguments: object, **options: object) -> ssd_kernels.TopK:
-        monkeypatch.setenv("SSD_SIMD", simd)
-        return topk_linear(*arguments, backend="cpu", **options)
-
-    for (b, d, r, k), normalize, dtype in (
-        ((37, 100, 1500, 10), "none", torch.float32),
-        ((64, 256, 2100, 65), "both", torch.float32),
-        ((17, 33, 700, 1), "input", torch.float32),
-        ((33, 70, 900, 300), "none", torch.bfloat16),
-        ((20, 64, 999, 7), "both", torch.float16),
-    ):
-        weight = PRESELECTED[kind](r, d).to(dtype)
-        for values in ("uniform", kind if kind in testing.VALUES else "normal"):
-            x, bias = make(b, d, values=values, dtype=dtype, seed=3), make(r, dtype=dtype, seed=4)
-            for options in ({"activation": "none"}, {"inhibition": True}):
-                for arguments in ((x, weight, k), (x, weight, k, bias)):
-                    plain = run("avx512", *arguments, normalize=normalize, **options)
-                    assert_same(run("avx512bf16", *arguments, normalize=normalize, **options), plain)
 
 
 # ---- Layouts, threads, repeats, memory.
