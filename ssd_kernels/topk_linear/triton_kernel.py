@@ -317,8 +317,8 @@ def scan_config(batch: int, inputs: int, neurons: int, k1: int, dtype: torch.dty
     tiles = triton.cdiv(neurons, block_r)
     parts = max(1, min(tiles, machine.multiprocessors // max(1, triton.cdiv(batch, block_b))))
     per_part = triton.cdiv(tiles, parts)
-    # Column maxima cost registers: with many winners or a wide tile in flight, exact pruning alone raises the limit.
-    groups = 32 if k1 <= 21 else 64 if k1 <= 42 and machine.capability < 100 else 1
+    # Column maxima cost registers: with many winners, exact pruning alone raises the limit.
+    groups = 32 if k1 <= 21 else 64 if k1 <= 42 and machine.capability < 90 else 1
     return Scan(
         block_b, block_r, block_d, one_step, per_part, triton.cdiv(tiles, per_part),
         triton.next_power_of_2(max(7 * k1, k1 + block_r)),
