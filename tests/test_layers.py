@@ -99,6 +99,7 @@ def test_simd_files_hold_no_std_templates(path):
         "memset",
         "memmove",
         "malloc",
+        "realloc",
         "free",
     }  # plain C functions
     if path.parent == CSRC / "cpu" and re.search(r"\binline\b|SSD_INLINE|\bclass\b|\btemplate\b", code):

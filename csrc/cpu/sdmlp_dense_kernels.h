@@ -1,10 +1,10 @@
-// Inner loops of the phase with every neuron active (sdmlp_dense.cpp). Included by sdmlp_trainer.inl in its namespace.
+// Inner loops of the phase with every neuron active (sdmlp_dense.cpp).
+#pragma once
 
-#if defined(__AVX512F__)
-constexpr int kSlice = 4;  // vectors of a row worked on at once: 4 rows x 4 vectors stay in registers
-#else
-constexpr int kSlice = 2;
-#endif
+#include "sdmlp_vector.h"
+
+namespace ssd::cpu::SSD_LEVEL {
+namespace {
 
 // fresh (N, D) = clamp(w - step V^T M): the gradient is never stored. norm2[r] = ||fresh_r||^2.
 template <int N, int NV>
@@ -114,3 +114,6 @@ void accumulate_product(const float* v, const float* w, int n, int C, int Cp, in
     for (int r = 0; r < n; ++r) accumulate_product_rows<1>(v + r * Cp, w + r * D, C, Cp, D, a);
   }
 }
+
+}  // namespace
+}  // namespace ssd::cpu::SSD_LEVEL

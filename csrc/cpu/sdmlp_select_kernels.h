@@ -1,5 +1,12 @@
 // Inner loops that pick out survivors: of candidate lists by their bounds (sdmlp_certify.cpp), and of blocks of neurons
-// in bf16 (sdmlp_select.cpp). Included by sdmlp_trainer.inl in its namespace.
+// in bf16 (sdmlp_select.cpp).
+#pragma once
+
+#include "scan_bf16.h"
+#include "sdmlp_vector.h"
+
+namespace ssd::cpu::SSD_LEVEL {
+namespace {
 
 int filter(const float* scores, const float* gaba, int n, float floor, float gap, int32_t base, int32_t* index,
            float* score) {
@@ -169,3 +176,6 @@ int prune_movers(const float* bound, const float* path, const float* gaba, int n
   }
   return count;
 }
+
+}  // namespace
+}  // namespace ssd::cpu::SSD_LEVEL

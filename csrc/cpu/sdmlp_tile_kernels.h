@@ -1,9 +1,16 @@
 // Inner loops of the step form for many active neurons (sdmlp_tiles.cpp): scores (neurons, columns) with the rows of
-// the batch side by side, so that masks and products run over whole vectors. Included by sdmlp_trainer.inl in its
-// namespace. Every sum has the order of the form with lists of active neurons, and a silent neuron adds an exact zero:
-// the two forms give the same bits.
+// the batch side by side, so that masks and products run over whole vectors. Every sum has the order of the form with
+// lists of active neurons, and a silent neuron adds an exact zero: the two forms give the same bits.
+#pragma once
 
-constexpr int kColumnVectors = kTileColumns / kW;  // vectors of one group of batch rows
+#include "sdmlp_kernels.h"
+#include "sdmlp_vector.h"
+
+namespace ssd::cpu::SSD_LEVEL {
+namespace {
+
+constexpr int kTileSlice = kSlice, kTileGroup = 4;  // 4 neurons x kSlice vectors of sums stay in registers
+constexpr int kColumnVectors = kTileColumns / kW;   // vectors of one group of batch rows
 
 // value where h > 0, else 0.
 SSD_INLINE V keep_active(V h, V value) {
@@ -189,3 +196,6 @@ void tile_output_gradient(const float* const* h, int n, const float* dy, int row
     }
   }
 }
+
+}  // namespace
+}  // namespace ssd::cpu::SSD_LEVEL

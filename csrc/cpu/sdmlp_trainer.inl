@@ -1,23 +1,13 @@
 // The SDMLP trainer's inner loops for one instruction set. Every score is the canonical dot product (simd.h), every
 // sum over samples runs in ascending order, so no result depends on tiling, threads or the path that asked for it.
-#include "scan_bf16.h"
+#include "sdmlp_dense_kernels.h"
 #include "sdmlp_kernels.h"
-#include "simd.h"
+#include "sdmlp_select_kernels.h"
+#include "sdmlp_tile_kernels.h"
+#include "sdmlp_vector.h"
 
 namespace ssd::cpu::SSD_LEVEL {
 namespace {
-
-using V = Vec<float>;
-using VD = Vec<double>;
-constexpr int kW = V::kWidth;
-
-SSD_INLINE float fma_scalar(float a, float b, float c) {
-#if defined(__FMA__) || defined(__FP_FAST_FMAF)
-  return __builtin_fmaf(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
 
 // ---- Scores ---------------------------------------------------------------------------------------------------
 constexpr int kTileX = 4, kTileW = 4;  // 16 sums that are reduced together (simd.h)
@@ -73,8 +63,6 @@ void score_rows(const float* x, const float* w, const int32_t* index, int n, int
   }
   for (; i < n; ++i) scores[i] = dot(x, w + index[i] * D, D);
 }
-
-#include "sdmlp_select_kernels.h"
 
 // ---- Output layer ---------------------------------------------------------------------------------------------
 void output_row(const int32_t* index, const float* h, int n, const float* output, int Cp, float* y) {
@@ -182,12 +170,6 @@ double update_row(float* w, const float* gradient, float step, int64_t D, const 
   }
   return __builtin_sqrt(moved2);
 }
-
-#include "sdmlp_dense_kernels.h"
-
-// ---- The form for many active neurons ------------------------------------------------------------------------
-constexpr int kTileSlice = kSlice, kTileGroup = 4;  // 4 neurons x kSlice vectors of sums stay in registers
-#include "sdmlp_tile_kernels.h"
 
 void add_penalty(float* gradient, const float* value, const float* importance, const float* anchor, float twice_coef,
                  int64_t n) {
