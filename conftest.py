@@ -75,7 +75,7 @@ class Coverage:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         operations: dict[str, dict[str, list[str]]] = collections.defaultdict(lambda: collections.defaultdict(list))
         for (file, backend), used in sorted(self.used.items()):
-            if "/ops/" in file and backend:
+            if "/ops/" in file and backend and used["shapes"]:
                 parts = "  ".join(
                     f"{name} {len(used[name] & set(all_))}/{len(all_)}" for name, all_ in self.tables.items()
                 )
