@@ -13,7 +13,7 @@ import measure
 import pytest
 import torch
 import workload
-from bench_train_step import PAUSE, eager
+from bench_train_step import PAUSE, eager, exact_gate
 from eager_step import EagerSDMLP, EagerTrainer
 
 NEURONS, EPOCHS, TASKS = 10_000, 100, 5
@@ -33,7 +33,7 @@ def bench_train_step_whole_run(compare: Callable, smoke: bool, tmp_path: Path) -
         f"SSD, {TASKS} tasks x {EPOCHS} epochs, R = {NEURONS}, K = {workload.K}: one run",
         {"first task": lambda: first.step(x, y), "later tasks": later},
         baseline="first task",
-        gate=lambda: None,
+        gate=exact_gate(1_000),
         rounds=20,
         pause=PAUSE,
     )

@@ -124,6 +124,7 @@ def _peer_layers(x: torch.Tensor, weight: torch.Tensor, k: int) -> dict[str, Cal
         found["cuBLAS + flashinfer.top_k"] = lambda: flashinfer.top_k(torch.relu(x @ weight.T), k + 1, sorted=True)
     if importlib.util.find_spec("flashlib"):
         flashlib = importlib.import_module("flashlib")
+        # Never called here: its signature is a guess, and a failure is kept as its result.
         found["flashlib.flash_knn"] = lambda: flashlib.flash_knn(x, weight, k + 1)
     if encoder := peers.sparsify_fused_encoder():
         bias = torch.zeros(weight.shape[0], device=x.device, dtype=x.dtype)

@@ -3,8 +3,10 @@
 //
 // Inputs stay fixed and rows are unit vectors, so a score moves by at most its row's movement. Training moves rows to
 // and fro, so distances count, not path lengths: time is cut into eras of about a pass over the samples, and for row j
-//   e_j(t) = ||w_j(t) - w_j(era's start)||,   P_j = sum of e_j at the ends of past eras,   U_j = P_j + e_j,  L_j = P_j
-//   - e_j, s_j(t) <= s_j(r) + U_j(t) - L_j(r).
+//   e_j(t) = ||w_j(t) - w_j(era's start)||
+//   P_j = sum of e_j at the ends of past eras
+//   U_j = P_j + e_j, L_j = P_j - e_j
+//   s_j(t) <= s_j(r) + U_j(t) - L_j(r)
 // A record of a sample, made by a scan at time r, holds its candidates Q in blocks of falling margin s_j - g_j I, with
 // the bound s_j - L_j of each; the bounds of the movers Z (neurons that move fast, one set for all samples); and the
 // largest margin of all others. Later, K + 1 likely winners are scored; their lowest score v0 bounds the threshold
@@ -138,7 +140,7 @@ class Certificates {
   std::vector<double> past_, distance_;  // (R,) P and e
   std::vector<float> path_gaba_;         // (R, 2) U rounded up, coefficient
   std::vector<float> farthest_;          // (R,) largest e of the era
-  std::vector<float> base_;              // (R, kSnapshots) P at each snapshot; huge where not counted
+  std::vector<float> base_;              // (R, kSnapshots) P at each snapshot
   std::vector<int32_t> stamp_of_;        // (R,) newest snapshot whose base_ is set
   std::vector<uint64_t> moved_;          // neurons that moved in this era
   Snapshot snapshots_[kSnapshots];

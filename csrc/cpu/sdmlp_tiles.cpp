@@ -5,7 +5,6 @@
 //
 // Work: 2 R B D for the scores, 2 R D per active neuron (at most B) for the weight gradient; memory: R B floats.
 #include <algorithm>
-#include <cstring>
 #include <functional>
 
 #include "sdmlp_impl.h"
@@ -13,8 +12,7 @@
 namespace ssd::cpu {
 namespace {
 
-constexpr int kScoreNeurons =
-    32;  // neurons that share the reading of the batch: 32 rows of W stay in the nearest cache
+constexpr int kScoreNeurons = 32;  // neurons that share the reading of the batch: their rows stay in the nearest cache
 constexpr int kGradientNeurons = 64;  // neurons whose dh is made at once
 
 }  // namespace
