@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
+VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])  # tested: 3.6 and 3.9
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETER_MULTIPROCESSORS = 3  # few, so that small test shapes are split as large ones are on a GPU
 
@@ -129,6 +130,11 @@ def split_double(value: float) -> tuple[float, float]:
 def row_stride(matrix: torch.Tensor) -> int:
     """The distance of its rows in elements."""
     return matrix.stride(0) if matrix.shape[0] > 1 else matrix.shape[1]
+
+
+def place_dtype(rows: int, *matrices: torch.Tensor) -> tl.dtype:
+    """The type of places within `rows` rows of these: 32 bits, which take half the registers, where they suffice."""
+    return tl.int32 if all(rows * row_stride(matrix) < 2**31 for matrix in matrices) else tl.int64
 
 
 def dot_precision(dtype: torch.dtype) -> str:

@@ -24,10 +24,11 @@ DENSE, COUNT, FILL = 0, 1, 2
 def _activation_kernel(
     x_ptr, w_ptr, g_ptr, threshold_ptr, value_ptr, index_ptr, start_ptr, batch, inputs, neurons, stride_x, stride_w,
     BLOCK_B: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, ONE_STEP: tl.constexpr,
-    PRECISION: tl.constexpr, COMPUTE: tl.constexpr, MODE: tl.constexpr,
+    PRECISION: tl.constexpr, COMPUTE: tl.constexpr, INDEX: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
     """h of one tile: stored (MODE 0), its non-zero entries counted per sample (1), or written where they belong (2)."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    first = tl.program_id(0).to(tl.int64) * BLOCK_B
+    row = first + tl.arange(0, BLOCK_B)
     tile = tl.program_id(1)
     column = tile * BLOCK_R + tl.arange(0, BLOCK_R)
     d = tl.arange(0, BLOCK_D)
@@ -37,8 +38,8 @@ def _activation_kernel(
             x_ptr + row[:, None] * stride_x + d[None, :], mask=(row[:, None] < batch) & (d[None, :] < inputs), other=0.0
         )
     a = tile_scores(
-        x, x_ptr, w_ptr, None, None, None, row, column, batch, inputs, neurons, stride_x, stride_w,
-        BLOCK_B, BLOCK_R, BLOCK_D, ONE_STEP, True, PRECISION, COMPUTE,
+        x, x_ptr, w_ptr, None, None, None, first, tile * BLOCK_R, batch, inputs, neurons, stride_x, stride_w,
+        BLOCK_B, BLOCK_R, BLOCK_D, ONE_STEP, True, PRECISION, COMPUTE, INDEX,
     )  # fmt: skip
     threshold = tl.load(threshold_ptr + row, mask=row < batch, other=0.0)
     g = tl.load(g_ptr + column, mask=column < neurons, other=0.0)
@@ -109,8 +110,9 @@ class _Passes:
             _activation_kernel, (triton.cdiv(len(x), config.block_b), self.tiles), x, weight, self.g, self.threshold,
             values, indices, starts, *x.shape, len(weight), _triton.row_stride(x), _triton.row_stride(weight),
             BLOCK_B=config.block_b, BLOCK_R=config.block_r, BLOCK_D=config.block_d, ONE_STEP=config.one_step,
-            PRECISION=_triton.dot_precision(x.dtype), COMPUTE=_triton.dot_dtype(x), MODE=mode,
-            num_warps=config.num_warps, num_stages=config.num_stages,
+            PRECISION=_triton.dot_precision(x.dtype), COMPUTE=_triton.dot_dtype(x),
+            INDEX=_triton.place_dtype(config.block_r, x, weight), MODE=mode, num_warps=config.num_warps,
+            num_stages=config.num_stages,
         )  # fmt: skip
 
 

@@ -21,6 +21,8 @@ from .._triton import key_index, key_score, ordered_key, smallest_of_largest
 EPS = 1e-12  # guards the L2 norms, as in the reference
 NO_KEY = tl.constexpr(-(2**63))
 MOST_WINNERS = 128
+# Keys that a program prunes at a time: with more, Triton 3.6 spills on sm_80 and sm_90.
+_PRUNED = 2048 if _triton.VERSION >= (3, 9) else 512
 
 
 @triton.jit
@@ -41,37 +43,48 @@ def _inverse_norms_kernel(
 
 @triton.jit
 def tile_scores(
-    x, x_ptr, w_ptr, bias_ptr, x_scale_ptr, w_scale_ptr, row, column, batch, inputs, neurons, stride_x, stride_w,
+    x, x_ptr, w_ptr, bias_ptr, x_scale_ptr, w_scale_ptr, first, start, batch, inputs, neurons, stride_x, stride_w,
     BLOCK_B: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, ONE_STEP: tl.constexpr,
-    RELU: tl.constexpr, PRECISION: tl.constexpr, COMPUTE: tl.constexpr,
+    RELU: tl.constexpr, PRECISION: tl.constexpr, COMPUTE: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """The activations of one tile, (BLOCK_B, BLOCK_R) fp32; `x` is the tile's x where ONE_STEP, else unused."""
-    d = tl.arange(0, BLOCK_D)
-    w_at = w_ptr + column.to(tl.int64)[:, None] * stride_w + d[None, :]
+    """The activations of samples from `first` and neurons from `start` on, (BLOCK_B, BLOCK_R) fp32.
+
+    `x` is the tile's x where ONE_STEP, else unused. INDEX is the type of places in a tile.
+    """
+    b, r, d = tl.arange(0, BLOCK_B), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_D)
+    rows, columns = (batch - first).to(tl.int32), neurons - start
+    w_at = w_ptr + start.to(tl.int64) * stride_w + (r[:, None].to(INDEX) * stride_w + d[None, :])
     acc = tl.zeros((BLOCK_B, BLOCK_R), tl.float32)
     if ONE_STEP:
-        w = tl.load(w_at, mask=(column[:, None] < neurons) & (d[None, :] < inputs), other=0.0)
+        w = tl.load(w_at, mask=(r[:, None] < columns) & (d[None, :] < inputs), other=0.0)
         acc = tl.dot(x.to(COMPUTE), w.to(COMPUTE).T, acc, input_precision=PRECISION)
     else:
-        x_at = x_ptr + row[:, None] * stride_x + d[None, :]
-        for start in range(0, inputs, BLOCK_D):
-            left = inputs - start
-            part = tl.load(x_at + start, mask=(row[:, None] < batch) & (d[None, :] < left), other=0.0)
-            w = tl.load(w_at + start, mask=(column[:, None] < neurons) & (d[None, :] < left), other=0.0)
+        x_at = x_ptr + first * stride_x + (b[:, None].to(INDEX) * stride_x + d[None, :])
+        for begin in range(0, inputs, BLOCK_D):
+            left = inputs - begin
+            part = tl.load(x_at + begin, mask=(b[:, None] < rows) & (d[None, :] < left), other=0.0)
+            w = tl.load(w_at + begin, mask=(r[:, None] < columns) & (d[None, :] < left), other=0.0)
             acc = tl.dot(part.to(COMPUTE), w.to(COMPUTE).T, acc, input_precision=PRECISION)
     if x_scale_ptr is not None:
-        acc *= tl.load(x_scale_ptr + row, mask=row < batch, other=0.0)[:, None]
+        acc *= tl.load(x_scale_ptr + first + b, mask=b < rows, other=0.0)[:, None]
     if w_scale_ptr is not None:
-        acc *= tl.load(w_scale_ptr + column, mask=column < neurons, other=0.0)[None, :]
+        acc *= tl.load(w_scale_ptr + start + r, mask=r < columns, other=0.0)[None, :]
     if bias_ptr is not None:
-        acc += tl.load(bias_ptr + column, mask=column < neurons, other=0.0).to(tl.float32)[None, :]
+        acc += tl.load(bias_ptr + start + r, mask=r < columns, other=0.0).to(tl.float32)[None, :]
     if RELU:
         acc = tl.where(acc <= 0, 0.0, acc)  # keeps NaN
     return acc
 
 
 @triton.jit
-def _raise_limit(maxima, limit, row, batch, k1):
+def _largest(numbers):
+    """The largest of a vector that a tile's scores gave, by pairs first: Triton 3.6 cannot reduce it for sm_100."""
+    left, right = tl.split(tl.reshape(numbers, (numbers.shape[0] // 2, 2)))
+    return tl.max(tl.maximum(left, right), axis=0)
+
+
+@triton.jit
+def _raise_limit(maxima, limit, used, k1):
     """The largest bound that a few halvings find and that K + 1 of a sample's column maxima reach, per row.
 
     Each column's maximum is the score of another neuron, so K + 1 neurons reach the bound: no smaller score can be
@@ -79,8 +92,8 @@ def _raise_limit(maxima, limit, row, batch, k1):
     """
     low = tl.maximum(_order(limit), _order(tl.min(maxima, axis=1)))
     high = _order(tl.max(maxima, axis=1)) + 1
-    open_rows = (row < batch) & (low < high - 1)
-    while tl.max(open_rows.to(tl.int32), axis=0) > 0:
+    open_rows = used & (low < high - 1)
+    while _largest(open_rows.to(tl.int32)) > 0:
         middle = (low & high) + ((low ^ high) >> 1)  # the mean, without overflow
         bound = (middle ^ ((middle >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
         reached = tl.sum((maxima >= bound[:, None]).to(tl.int32), axis=1)
@@ -104,30 +117,27 @@ def _float(order):
 
 @triton.jit
 def _prune(
-    key_ptr, count_ptr, limit_ptr, list_of_row, first, batch, k1,
-    BLOCK_B: tl.constexpr, CAPACITY: tl.constexpr, PRUNE_B: tl.constexpr,
-):  # fmt: skip
+    key_ptr, count_ptr, limit_ptr, rows, k1, BLOCK_B: tl.constexpr, CAPACITY: tl.constexpr, PRUNE_B: tl.constexpr
+):
     """Cuts the lists of a block of samples to their K + 1 largest keys, and writes the limits that follow.
 
     Later neurons lose every tie, so the limit is the float above the smallest score that stays.
     """
     slot = tl.arange(0, CAPACITY)
     for start in range(0, BLOCK_B, PRUNE_B):
-        row = first + start + tl.arange(0, PRUNE_B)
-        inside = row < batch
-        entry = list_of_row + row
-        count = tl.load(count_ptr + entry, mask=inside, other=0)
-        at = key_ptr + entry[:, None] * CAPACITY + slot[None, :]
-        key = tl.load(at, mask=slot[None, :] < count[:, None], other=NO_KEY)
+        row = start + tl.arange(0, PRUNE_B)
+        count = tl.load(count_ptr + row, mask=row < rows, other=0)
+        list_ptr = key_ptr + row[:, None] * CAPACITY
+        key = tl.load(list_ptr + slot[None, :], mask=slot[None, :] < count[:, None], other=NO_KEY)
         smallest = smallest_of_largest(key, count, k1)
         keep = (slot[None, :] < count[:, None]) & (key >= smallest[:, None])
         tl.debug_barrier()  # every key has been read
         place = tl.cumsum(keep.to(tl.int32), axis=1) - 1
-        tl.store(key_ptr + entry[:, None] * CAPACITY + place, key, mask=keep)
-        tl.store(count_ptr + entry, tl.minimum(count, k1), mask=inside)
+        tl.store(list_ptr + place, key, mask=keep)
+        tl.store(count_ptr + row, tl.minimum(count, k1), mask=row < rows)
         above = tl.minimum((smallest >> 32).to(tl.int32) + 1, 0x7F800000)  # infinity where K + 1 scores are NaN
         limit = tl.where(count >= k1, _float(above), float("-inf"))
-        tl.store(limit_ptr + entry, limit, mask=inside)
+        tl.store(limit_ptr + row, limit, mask=row < rows)
 
 
 @triton.jit
@@ -147,14 +157,17 @@ def _quarters(tile, BLOCK_B: tl.constexpr, BLOCK_R: tl.constexpr):
 
 
 @triton.jit
-def _append(part, list_ptr, count, limit, row, batch, start, neurons, BLOCK_R: tl.constexpr):
+def _append(
+    part, key_ptr, count, limit, rows, start, neurons,
+    BLOCK_B: tl.constexpr, BLOCK_R: tl.constexpr, CAPACITY: tl.constexpr,
+):  # fmt: skip
     """Appends the keys of one quarter of a tile that reach the limit; returns the new counts."""
-    lane = tl.arange(0, BLOCK_R // 4)
+    row, lane = tl.arange(0, BLOCK_B), tl.arange(0, BLOCK_R // 4)
     column = start + (lane // 16) * 64 + lane % 16
-    hit = ~(part < limit[:, None]) & (row[:, None] < batch) & (column[None, :] < neurons)
+    hit = ~(part < limit[:, None]) & (row[:, None] < rows) & (column[None, :] < neurons)
     taken = hit.to(tl.int32)
-    place = count[:, None] + tl.cumsum(taken, axis=1) - 1
-    tl.store(list_ptr[:, None] + place, ordered_key(part, column[None, :]), mask=hit)
+    place = (row * CAPACITY + count)[:, None] + tl.cumsum(taken, axis=1) - 1
+    tl.store(key_ptr + place, ordered_key(part, column[None, :]), mask=hit)
     return count + tl.sum(taken, axis=1)
 
 
@@ -164,30 +177,32 @@ def _scan_kernel(
     batch, inputs, neurons, stride_x, stride_w, k1, tiles,
     BLOCK_B: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, ONE_STEP: tl.constexpr, RELU: tl.constexpr,
     CAPACITY: tl.constexpr, PRUNE_B: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
-    COMPUTE: tl.constexpr,
+    COMPUTE: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     """Lists, for BLOCK_B samples and `tiles` tiles of neurons, every key that may be among the K + 1 largest."""
     first = tl.program_id(0).to(tl.int64) * BLOCK_B
-    row = first + tl.arange(0, BLOCK_B)
+    rows = (batch - first).to(tl.int32)  # of the block, and after it
+    row, d = tl.arange(0, BLOCK_B), tl.arange(0, BLOCK_D)
     part = tl.program_id(1)
-    list_of_row = part.to(tl.int64) * batch
     begin = part * tiles * BLOCK_R
-    d = tl.arange(0, BLOCK_D)
+    list_of_first = part.to(tl.int64) * batch + first
+    key_ptr += list_of_first * CAPACITY
+    count_ptr += list_of_first
+    limit_ptr += list_of_first
     x = tl.zeros((BLOCK_B, BLOCK_D), x_ptr.dtype.element_ty)
     if ONE_STEP:
-        x = tl.load(
-            x_ptr + row[:, None] * stride_x + d[None, :], mask=(row[:, None] < batch) & (d[None, :] < inputs), other=0.0
-        )
+        x_at = x_ptr + first * stride_x + (row[:, None].to(INDEX) * stride_x + d[None, :])
+        x = tl.load(x_at, mask=(row[:, None] < rows) & (d[None, :] < inputs), other=0.0)
     count = tl.zeros((BLOCK_B,), tl.int32)
-    limit = tl.where(row < batch, float("-inf"), float("inf"))
+    limit = tl.where(row < rows, float("-inf"), float("inf"))
     maxima = tl.full((BLOCK_B, GROUPS), float("-inf"), tl.float32)
     for tile in range(0, tiles):
-        column = begin + tile * BLOCK_R + tl.arange(0, BLOCK_R)
+        start = begin + tile * BLOCK_R
         score = tile_scores(
-            x, x_ptr, w_ptr, bias_ptr, x_scale_ptr, w_scale_ptr, row, column, batch, inputs, neurons, stride_x,
-            stride_w, BLOCK_B, BLOCK_R, BLOCK_D, ONE_STEP, RELU, PRECISION, COMPUTE,
+            x, x_ptr, w_ptr, bias_ptr, x_scale_ptr, w_scale_ptr, first, start, batch, inputs, neurons, stride_x,
+            stride_w, BLOCK_B, BLOCK_R, BLOCK_D, ONE_STEP, RELU, PRECISION, COMPUTE, INDEX,
         )  # fmt: skip
-        score = tl.where(column[None, :] < neurons, score, float("-inf"))
+        score = tl.where((start + tl.arange(0, BLOCK_R))[None, :] < neurons, score, float("-inf"))
         even, odd, part0, part1, part2, part3 = _quarters(score, BLOCK_B, BLOCK_R)
         if GROUPS > 1:
             if GROUPS == BLOCK_R:
@@ -197,24 +212,21 @@ def _scan_kernel(
             else:
                 maxima = tl.maximum(maxima, tl.maximum(tl.maximum(part0, part1), tl.maximum(part2, part3)))
             if (tile & (tile + 1)) == 0:  # after 1, 2, 4, 8, ... tiles
-                limit = _raise_limit(maxima, limit, row, batch, k1)
+                limit = _raise_limit(maxima, limit, row < rows, k1)
         hits = tl.sum((~(score < limit[:, None])).to(tl.int32), axis=1)  # NaN passes
-        if tl.max(hits, axis=0) > 0:
-            if tl.max(count + hits, axis=0) > CAPACITY:
-                tl.store(count_ptr + list_of_row + row, count, mask=row < batch)
+        if _largest(hits) > 0:
+            if _largest(count + hits) > CAPACITY:
+                tl.store(count_ptr + row, count, mask=row < rows)
                 tl.debug_barrier()  # counts and keys are visible to every thread of the program
-                _prune(key_ptr, count_ptr, limit_ptr, list_of_row, first, batch, k1, BLOCK_B, CAPACITY, PRUNE_B)
+                _prune(key_ptr, count_ptr, limit_ptr, rows, k1, BLOCK_B, CAPACITY, PRUNE_B)
                 tl.debug_barrier()
-                count = tl.load(count_ptr + list_of_row + row, mask=row < batch, other=0)
-                pruned = tl.load(limit_ptr + list_of_row + row, mask=row < batch, other=float("inf"))
-                limit = tl.maximum(limit, pruned)
-            list_ptr = key_ptr + (list_of_row + row) * CAPACITY
-            start = begin + tile * BLOCK_R
-            count = _append(part0, list_ptr, count, limit, row, batch, start, neurons, BLOCK_R)
-            count = _append(part1, list_ptr, count, limit, row, batch, start + 16, neurons, BLOCK_R)
-            count = _append(part2, list_ptr, count, limit, row, batch, start + 32, neurons, BLOCK_R)
-            count = _append(part3, list_ptr, count, limit, row, batch, start + 48, neurons, BLOCK_R)
-    tl.store(count_ptr + list_of_row + row, count, mask=row < batch)
+                count = tl.load(count_ptr + row, mask=row < rows, other=0)
+                limit = tl.maximum(limit, tl.load(limit_ptr + row, mask=row < rows, other=float("inf")))
+            count = _append(part0, key_ptr, count, limit, rows, start, neurons, BLOCK_B, BLOCK_R, CAPACITY)
+            count = _append(part1, key_ptr, count, limit, rows, start + 16, neurons, BLOCK_B, BLOCK_R, CAPACITY)
+            count = _append(part2, key_ptr, count, limit, rows, start + 32, neurons, BLOCK_B, BLOCK_R, CAPACITY)
+            count = _append(part3, key_ptr, count, limit, rows, start + 48, neurons, BLOCK_B, BLOCK_R, CAPACITY)
+    tl.store(count_ptr + row, count, mask=row < rows)
 
 
 @triton.jit
@@ -358,9 +370,9 @@ def scan(
         _scan_kernel, (triton.cdiv(batch, config.block_b), config.parts), x, weight, bias, x_scale, w_scale, keys,
         counts, limits, batch, inputs, neurons, _triton.row_stride(x), _triton.row_stride(weight), k1, config.tiles,
         BLOCK_B=config.block_b, BLOCK_R=config.block_r, BLOCK_D=config.block_d, ONE_STEP=config.one_step, RELU=relu,
-        CAPACITY=config.capacity, PRUNE_B=min(config.block_b, max(1, 2048 // config.capacity)),
+        CAPACITY=config.capacity, PRUNE_B=min(config.block_b, max(1, _PRUNED // config.capacity)),
         GROUPS=config.groups, PRECISION=_triton.dot_precision(x.dtype), COMPUTE=_triton.dot_dtype(x),
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        INDEX=_triton.place_dtype(config.block_r, x, weight), num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return keys, counts
 
