@@ -14,8 +14,9 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 # What exists today: the operations that each compiled backend implements.
 CPU_OPERATIONS: frozenset[str] = frozenset(
-    {"activation_counts", "distill", "gaba_linear", "sdmlp_trainer", "sparse_linear", "sparse_update", "topk_linear"}
-)
+    {"activation_counts", "distill", "gaba_linear", "relu_fisher", "sdmlp_trainer", "sparse_linear", "sparse_update",
+     "topk_linear"}
+)  # fmt: skip
 TRITON_OPERATIONS: frozenset[str] = frozenset(
     {"activation_counts", "distill", "gaba_linear", "sdmlp_trainer", "sparse_linear", "sparse_update", "topk_linear"}
 )

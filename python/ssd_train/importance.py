@@ -6,7 +6,7 @@ G = dL/dz that is G^T X per batch, and for single samples its square is (G*G)^T 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import ssd_kernels
 from ssd_kernels import Rows
 from ssd_kernels._backend import resolve
+from ssd_kernels.relu_fisher import relu_fisher_, relu_mlp
 
 from .model import EPS, SDMLP, ReLUMLP
 
@@ -166,42 +167,33 @@ def _add_one_hidden(total: dict[str, Tensor], model: nn.Module, x: Tensor, y: Te
     For the label c, dL/dy = beta (p - e_c) and dL/dh_j = beta (p V_j - V_cj) where h_j > 0; over c ~ p the mean square
     of the first is beta^2 p (1 - p), of the second beta^2 Var V_cj. An SDMLP's few active neurons are taken as Rows.
     """
-    if isinstance(model, SDMLP):
-        h, v = model.activate(0, x, "rows"), model.output_weight
-        logits = ssd_kernels.sparse_linear(h, v, backend=model.backend)
-    else:
-        h, v = model.hidden[0](x).relu_(), model.output.weight
-        logits = model.output(h)
-    p = (beta * logits).softmax(1)
+    if isinstance(model, ReLUMLP):
+        layer, output = model.hidden[0], model.output
+        h, logits = relu_mlp(x, layer.weight, layer.bias, output.weight, output.bias)
+        scaled = beta * logits
+        targets = _labels(scaled, y, labels, generator) if labels else None
+        relu_fisher_(tuple(total.values()), x, h, output.weight, scaled.softmax(1), targets, beta)
+        return
+    h, v = model.activate(0, x, "rows"), model.output_weight
+    scaled = beta * ssd_kernels.sparse_linear(h, v, backend=model.backend)
+    p = scaled.softmax(1)
+    sample = torch.repeat_interleave(torch.arange(len(x), device=x.device), h.offsets.diff())
+    columns = v.T[h.indices.long()]
+
+    def of_hidden(left: Tensor, right: Tensor) -> Tensor:
+        """The sum over the classes of left: (B, C) and right: (E, C), for every entry of h."""
+        return (left[sample] * right).sum(1)
+
     if labels:
         d = p.clone()
-        d[torch.arange(len(y)), _labels(beta * logits, y, labels, generator)] -= 1
+        d[torch.arange(len(y)), _labels(scaled, y, labels, generator)] -= 1
         d *= beta
-        squares = d.square()
+        squares, g = d.square(), of_hidden(d, columns).square_()
     else:
-        d, squares = p, beta**2 * p * (1 - p)
-
-    def of_hidden(against: Callable[[Tensor, Tensor], Tensor], v: Tensor) -> Tensor:
-        """The mean square of dL/dh; `against` sums (B, C) and (C, R) over the classes."""
-        if labels:
-            return against(d, v).square_()
-        return (against(p, v.square()) - against(p, v).square_()).clamp_min_(0).mul_(beta**2)
-
-    if isinstance(model, SDMLP):
-        sample = torch.repeat_interleave(torch.arange(len(x), device=x.device), h.offsets.diff())
-        rows = h.indices.long()
-        g = of_hidden(lambda left, right: (left[sample] * right.T[rows]).sum(1), v)
-        total["weights.0"] += _rows_product(h, g, x.square(), model.weights[0], model.backend)
-        total["output_weight"] += _rows_product(h, h.values.square(), squares, v.T.contiguous(), model.backend).T
-        return
-    x2 = x.square()
-    total["output.bias"] += squares.sum(0)
-    for part in torch.arange(len(v.T)).split(1000):  # so that what is multiplied last is still in the cache
-        block = slice(int(part[0]), int(part[-1]) + 1)
-        g = of_hidden(torch.matmul, v[:, block]).mul_(h[:, block] > 0)
-        total["hidden.0.weight"][block].addmm_(g.T, x2)
-        total["hidden.0.bias"][block] += g.sum(0)
-        total["output.weight"][:, block].addmm_(squares.T, h[:, block].square())
+        squares = beta**2 * p * (1 - p)
+        g = (of_hidden(p, columns.square()) - of_hidden(p, columns).square_()).clamp_min_(0).mul_(beta**2)
+    total["weights.0"] += _rows_product(h, g, x.square(), model.weights[0], model.backend)
+    total["output_weight"] += _rows_product(h, h.values.square(), squares, v.T.contiguous(), model.backend).T
 
 
 def _rows_product(h: Rows, g: Tensor, x: Tensor, like: Tensor, backend: str) -> Tensor:

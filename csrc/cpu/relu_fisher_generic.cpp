@@ -1,0 +1,2 @@
+#define SSD_LEVEL generic
+#include "relu_fisher.inl"
