@@ -41,6 +41,13 @@ def _require_compiled_package() -> None:
         raise pytest.UsageError(str(error)) from None
 
 
+def _interpreter_reason() -> str:
+    """Why Triton's interpreter cannot run here; empty when it can."""
+    from ssd_kernels import _backend
+
+    return _backend.missing_reason("triton", "topk_linear", torch.device("cpu"))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--runslow", action="store_true", help="run the tests that take minutes, too")
 
@@ -68,8 +75,10 @@ class Coverage:
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        level = parameters.get("level")  # topk_linear's tests compare its levels with the reference themselves
-        self.test = item.nodeid.partition("::")[0], str(parameters.get("backend", f"cpu-{level}" if level else ""))
+        file, level = item.nodeid.partition("::")[0], parameters.get("level")
+        # Files that compare one backend with the reference themselves.
+        alone = f"cpu-{level}" if level else "triton" if "/test_triton_" in file else ""
+        self.test = file.replace("test_triton_", "test_"), str(parameters.get("backend", alone))
         self.used[self.test]["shapes"].update(v for v in parameters.values() if type(v).__name__ == "Shape")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -109,7 +118,10 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     no_gpu = pytest.mark.skip(reason="needs a CUDA device, torch sees none")
     too_slow = pytest.mark.skip(reason="takes minutes; run with --runslow")
+    broken = "" if torch.cuda.is_available() else _interpreter_reason()
     for item in items:
+        if broken and "interpreter" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason=broken))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(no_gpu)
         if "slow" in item.keywords and not config.getoption("--runslow"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
+import re
 
 import torch
 
@@ -28,6 +30,22 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+@functools.cache
+def _interpreter_reason() -> str:
+    """Why Triton's interpreter cannot run here; empty when it can.
+
+    Before 3.7 it makes numbers of arrays with one element (triton-lang/triton issue 9171), which numpy 2.4 refuses.
+    """
+    try:
+        found = {name: importlib.metadata.version(name) for name in ("triton", "numpy")}
+    except importlib.metadata.PackageNotFoundError:  # a build under another name: nothing is known
+        return ""
+    triton, numpy = (tuple(map(int, re.findall(r"\d+", version)[:2])) for version in found.values())
+    if triton < (3, 7) and numpy >= (2, 4):
+        return f"the interpreter of triton {found['triton']} needs numpy below 2.4, this is {found['numpy']}"
+    return ""
+
+
 def missing_reason(backend: str, op: str, device: torch.device) -> str:
     """Why `backend` cannot run `op` on `device`; empty when it can."""
     match backend:
@@ -47,7 +65,7 @@ def missing_reason(backend: str, op: str, device: torch.device) -> str:
                 return "triton is not installed"
             if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
                 return "it takes CUDA tensors; CPU tensors only in its interpreter (TRITON_INTERPRET=1 from the start)"
-            return ""
+            return _interpreter_reason() if device.type == "cpu" else ""
         case "cuda":
             if op not in CUDA_OPERATIONS:
                 return f"it has no kernel for {op} yet"

@@ -21,7 +21,8 @@ def pytest_generate_tests(metafunc):
     if operation and "backend" in metafunc.fixturenames:
         native = [f"cpu-{level}" for level in testing.simd_levels()] if operation in _backend.CPU_OPERATIONS else []
         apart = getattr(metafunc.module, "TRITON_APART", False)
-        triton = ["triton"] if operation in _backend.TRITON_OPERATIONS and _interpreted() and not apart else []
+        triton = [pytest.param("triton", marks=pytest.mark.interpreter)]
+        triton = triton if operation in _backend.TRITON_OPERATIONS and _interpreted() and not apart else []
         metafunc.parametrize("backend", ["reference", *native, *triton], indirect=True)
 
 
@@ -32,3 +33,9 @@ def backend(request, monkeypatch):
     if level:
         monkeypatch.setenv("SSD_SIMD", level)
     return name
+
+
+@pytest.fixture
+def whole_table(backend, request):
+    """Whether a test goes through all of its table: for Triton's interpreter, which is slow, with --runslow alone."""
+    return backend != "triton" or request.config.getoption("--runslow")

@@ -4,7 +4,6 @@ Triton's interpreter takes milliseconds per sample, so its batches and tables ar
 """
 
 import dataclasses
-import itertools
 import math
 
 import pytest
@@ -142,33 +141,40 @@ def test_every_dtype_is_as_accurate_as_its_storage(dtype, student, backend):
         assert_accurate(a, b, b.to(dtype), tol=sized(backend, 1e-17, 2e-16) if dtype == torch.float64 else None)
 
 
+def case_table(shape, backend, whole_table):
+    """(values, scale, forms) of the cases of one shape; the interpreter needs up to half a second for a sample."""
+    values, scales = list(testing.VALUES), testing.SCALES
+    for place, kind in enumerate(values if whole_table or shape.r < 200 else values[:2]):
+        if backend != "triton" or (whole_table and shape.b < 30):
+            yield from ((kind, scale, ("dense", "rows")) for scale in scales)
+        else:
+            yield kind, scales[place % 3], ("dense",) if whole_table and place > 1 else ("dense", "rows")
+
+
 @pytest.mark.parametrize("shape", testing.SHAPES, ids=id_of)
-def test_the_case_tables(shape, backend):
+def test_the_case_tables(shape, backend, whole_table):
     """Every kind of value, scale, dtype and layout: D classes, K selected units of R, dense and as rows."""
-    if backend == "triton":
+    table = list(case_table(shape, backend, whole_table))
+    if not whole_table:
         shape = dataclasses.replace(shape, b=min(shape.b, 2))
     units = torch.randperm(shape.r, generator=torch.Generator().manual_seed(0))[: shape.k]
     labels = torch.randint(0, shape.d, (shape.b,), generator=torch.Generator().manual_seed(0))
-    turn = itertools.count()
-    tables = list(testing.VALUES)[: sized(backend, None, None if shape.r < 200 else 2)]
-    for place, values in enumerate(tables):
-        for scale in sized(backend, testing.SCALES, testing.SCALES[place % 3 :][:1]):
-            case = next(turn)
-            options = {"values": values, "scale": scale, "dtype": testing.DTYPES[case % 4]}
-            options["layout"] = testing.LAYOUTS[case % 5]
-            z, t = (make(shape.b, shape.r, seed=seed, **options) for seed in (1, 2))
-            logits, q = (make(shape.b, shape.d, seed=seed, **options) for seed in (3, 4))
-            gold = oracle(logits, labels, z, q, t, units, shape.r)
-            for kind in ("dense", "rows"):
-                active = (as_kind(z, kind), q, as_kind(t, kind))
-                got = distill_loss(logits, labels, *active, units=units, backend=backend)
-                for a, g in zip(got, gold):
-                    if shape.b == 0:
-                        assert a == 0
-                    elif torch.isfinite(g):
-                        torch.testing.assert_close(a.double(), g, rtol=1e-6, atol=1e-9)
-                    else:
-                        assert not torch.isfinite(a)
+    for case, (values, scale, forms) in enumerate(table):
+        options = {"values": values, "scale": scale, "dtype": testing.DTYPES[case % 4]}
+        options["layout"] = testing.LAYOUTS[case % 5]
+        z, t = (make(shape.b, shape.r, seed=seed, **options) for seed in (1, 2))
+        logits, q = (make(shape.b, shape.d, seed=seed, **options) for seed in (3, 4))
+        gold = oracle(logits, labels, z, q, t, units, shape.r)
+        for kind in forms:
+            active = (as_kind(z, kind), q, as_kind(t, kind))
+            got = distill_loss(logits, labels, *active, units=units, backend=backend)
+            for a, g in zip(got, gold):
+                if shape.b == 0:
+                    assert a == 0
+                elif torch.isfinite(g):
+                    torch.testing.assert_close(a.double(), g, rtol=1e-6, atol=1e-9)
+                else:
+                    assert not torch.isfinite(a)
 
 
 @pytest.mark.parametrize("student, teacher", [("rows", "rows"), ("topk", "rows"), ("dense", "dense")])

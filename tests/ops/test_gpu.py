@@ -109,6 +109,7 @@ def assert_same(got: tuple, expected: tuple) -> None:
     assert all(testing.same_bits(a, b) for a, b in zip(got, expected, strict=True))
 
 
+@pytest.mark.interpreter
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="the interpreter is not on")
 @operations
 def test_the_calls_are_right_in_the_interpreter(name):

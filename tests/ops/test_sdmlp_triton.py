@@ -8,6 +8,7 @@ import torch
 from ssd_kernels import QuadraticPenalty, SDMLPEngine, _backend, normalize_inputs, top_n
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.interpreter
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 FIELDS = ("loss", "ce", "kd_logits", "grad_norm", "active_per_row", "touched", "steps", "scanned")
 VARIANTS = {

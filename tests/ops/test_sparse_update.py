@@ -31,8 +31,10 @@ def expected_of(weight, rows, grad, dtype, **options):
 @pytest.mark.parametrize("clamp", (False, True))
 @pytest.mark.parametrize("dtype", testing.DTYPES, ids=id_of)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_update_is_accurate_and_movement_is_that_of_the_stored_rows(size, dtype, clamp, renormalise, backend):
-    few = backend == "triton" and size[0] == 1000  # the interpreter is slow
+def test_update_is_accurate_and_movement_is_that_of_the_stored_rows(
+    size, dtype, clamp, renormalise, backend, whole_table
+):
+    few = not whole_table and size[0] == 1000
     for values in ("normal",) if few else ("normal", "uniform", "ties", "zeros", "negative"):
         weight, rows, grad = problem(*size, dtype, values)
         before = weight.clone()

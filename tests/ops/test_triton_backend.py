@@ -31,6 +31,7 @@ def _keys_kernel(score_ptr, index_ptr, key_ptr, score_out_ptr, index_out_ptr, n,
     tl.store(index_out_ptr + at, _triton.key_index(key), mask=inside)
 
 
+@pytest.mark.interpreter
 def test_ordered_keys_sort_as_the_stable_sort_of_torch():
     pairs = list(itertools.product(SPECIAL, (0, 1, 7, 2**31 - 1)))
     score = torch.tensor([s for s, _ in pairs], device=DEVICE)
@@ -55,6 +56,24 @@ def test_without_gpu_and_interpreter_it_fails_with_one_clear_sentence(monkeypatc
         "backend='triton' cannot run topk_linear: it takes CUDA tensors; CPU tensors only in its interpreter "
         "(TRITON_INTERPRET=1 from the start)"
     )
+
+
+@pytest.mark.parametrize(
+    ("triton_version", "numpy_version", "reason"),
+    [
+        ("3.6.0", "2.4.6", "the interpreter of triton 3.6.0 needs numpy below 2.4, this is 2.4.6"),
+        ("3.6.0", "2.3.5", ""),
+        ("3.7.0+git1", "2.10.0rc1", ""),
+    ],
+)
+def test_an_interpreter_that_its_numpy_breaks_is_named(triton_version, numpy_version, reason, monkeypatch):
+    versions = {"triton": triton_version, "numpy": numpy_version}
+    monkeypatch.setattr(_backend.importlib.metadata, "version", versions.__getitem__)
+    found = _backend._interpreter_reason.__wrapped__()
+    assert found == reason
+    monkeypatch.setattr(_backend, "_interpreter_reason", lambda: found)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert _backend.missing_reason("triton", "topk_linear", torch.device("cpu")) == reason
 
 
 def test_a_cpu_never_picks_triton_by_itself():

@@ -14,6 +14,7 @@ from ssd_kernels.testing import Shape, assert_accurate, id_of, make, same_bits
 pytest.importorskip("triton")
 from ssd_kernels import _triton
 
+pytestmark = pytest.mark.interpreter
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHAPES = [shape for shape in testing.SHAPES if shape.k < shape.r]
 COEFFICIENTS = ("one", "near_one", "mixed", "zero", "minus_one")

@@ -14,6 +14,7 @@ from ssd_kernels.testing import Shape, assert_accurate, id_of, make, same_bits
 pytest.importorskip("triton")
 from ssd_kernels import _triton
 
+pytestmark = pytest.mark.interpreter
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CLASSES = 13
 

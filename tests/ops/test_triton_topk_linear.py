@@ -18,6 +18,7 @@ from ssd_kernels import _triton
 from ssd_kernels.topk_linear import reference as spec
 from ssd_kernels.topk_linear import triton_kernel
 
+pytestmark = pytest.mark.interpreter
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = _triton.DTYPES
 EXACT_VALUES = ("ties", "equal_rows", "zeros", "nan", "inf", "negative_inf")
