@@ -240,6 +240,7 @@ class SDMLPEngine:
         for name, tensor in (("weight", weight), ("output_weight", output_weight), ("counts", counts)):
             if not tensor.is_contiguous():
                 raise ValueError(f"{name} must be contiguous")
+            self._check_device(name, tensor)
         with torch.no_grad():
             for name, tensor in (("weight", weight), ("output_weight", output_weight)):
                 if not (tensor >= 0).all():
@@ -248,7 +249,12 @@ class SDMLPEngine:
             if not ((norm - 1).abs() <= 1e-3).logical_or(norm == 0).all():
                 raise ValueError("the rows of weight must have norm 1 (or 0): apply the projection first")
 
+    def _check_device(self, name: str, tensor: Tensor) -> None:
+        if tensor.device != self.weight.device:
+            raise ValueError(f"{name} must be on {self.weight.device}, as weight is, got {tensor.device}")
+
     def _check_samples(self, x: Tensor) -> None:
+        self._check_device("x", x)
         if x.dim() != 2 or x.shape[1] != self.weight.shape[1]:
             raise ValueError(f"x must be (N, {self.weight.shape[1]}), got {tuple(x.shape)}")
         if x.dtype != self.weight.dtype or not x.is_contiguous():
@@ -271,6 +277,7 @@ class SDMLPEngine:
     ) -> None:
         if y.shape != (x.shape[0],) or y.dtype != torch.int64 or not y.is_contiguous():
             raise ValueError(f"y must be contiguous ({x.shape[0]},) int64, got {tuple(y.shape)} {y.dtype}")
+        self._check_device("y", y)
         classes = self.output_weight.shape[0]
         if len(y) and not (int(y.min()) >= 0 and int(y.max()) < classes):
             raise ValueError(f"y must be in [0, {classes}), got {int(y.min())} to {int(y.max())}")
@@ -282,6 +289,8 @@ class SDMLPEngine:
             raise ValueError(f"batch_size={batch_size}: allowed is 1 or more")
         if teacher is not None and len(teacher.logits) != len(x):
             raise ValueError(f"teacher was made for {len(teacher.logits)} samples, x has {len(x)}")
+        if teacher is not None:
+            self._check_device("teacher", teacher.logits)
         if penalty is not None:
             if not penalty.coef >= 0:
                 raise ValueError(f"penalty.coef={penalty.coef}: allowed is 0 or more")
@@ -290,3 +299,4 @@ class SDMLPEngine:
                     tensor = getattr(penalty, f"{name}_{part}")
                     if tensor.shape != like.shape or tensor.dtype != like.dtype or not tensor.is_contiguous():
                         raise ValueError(f"penalty.{name}_{part} must be contiguous {tuple(like.shape)} {like.dtype}")
+                    self._check_device(f"penalty.{name}_{part}", tensor)

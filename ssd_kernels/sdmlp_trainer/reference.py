@@ -29,11 +29,11 @@ class ReferenceTrainer:
         """Logits (N, C), frequencies (R,), and the activations of `units` as values, indices, offsets."""
         h = self.hidden(x)
         frequencies = (h > 0).sum(0)
-        keep = torch.zeros(h.shape[1], dtype=torch.bool)
+        keep = torch.zeros(h.shape[1], dtype=torch.bool, device=h.device)
         if units is not None:
             keep[units] = True
         sample, neuron = ((h > 0) & keep).nonzero(as_tuple=True)
-        offsets = torch.zeros(x.shape[0] + 1, dtype=torch.int64)
+        offsets = torch.zeros(x.shape[0] + 1, dtype=torch.int64, device=h.device)
         torch.cumsum(torch.bincount(sample, minlength=x.shape[0]), 0, out=offsets[1:])
         return h @ self.output_weight.t(), frequencies, (h[sample, neuron], neuron.to(torch.int32), offsets)
 

@@ -64,6 +64,8 @@ class _Step:
         self.partial = torch.zeros(7, self.blocks * self.strips, dtype=torch.float64, device=device)
         self.active = torch.zeros(neurons, dtype=torch.int32, device=device)
         self.grad_w, self.grad_v = torch.zeros_like(trainer.weight), torch.zeros_like(trainer.v)
+        # The output layer's importance and anchor as (R, C), copied before every epoch.
+        self.pulls = () if penalty is None else (torch.zeros_like(trainer.v), torch.zeros_like(trainer.v))
         self.grad_hidden = self.place = None
         if teacher is not None:
             units = len(teacher.units)
@@ -125,7 +127,7 @@ class _Step:
         every_row = penalty is not None or s.momentum > 0
         pulls = (None,) * 4
         if penalty is not None:
-            pulls = (penalty.weight_importance, penalty.weight_anchor, *t.transposed(penalty))
+            pulls = (penalty.weight_importance, penalty.weight_anchor, *self.pulls)
         _triton.launch(
             kernels._gradient_kernel, (self.blocks, self.strips), self.h, self.rows, t.v, t.weight, self.grad_logits,
             self.grad_hidden, self.place, self.grad_w, self.grad_v, self.active, self.partial, *pulls, batch, inputs,
@@ -162,18 +164,11 @@ class TritonTrainer:
         self._key: tuple = ()
         self._step: _Step | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._transposed: tuple[QuadraticPenalty, tuple[Tensor, Tensor]] | None = None
+        self.graphs = weight.is_cuda  # whether steps are captured and replayed
 
     def velocity(self) -> tuple[Tensor, Tensor] | None:
         """The momentum buffers themselves, as (R, D) and (C, R)."""
         return None if self.velocities is None else (self.velocities[0], self.velocities[1].t())
-
-    def transposed(self, penalty: QuadraticPenalty) -> tuple[Tensor, Tensor]:
-        """The output layer's importance and anchor as (R, C), made once."""
-        if self._transposed is None or self._transposed[0] is not penalty:
-            parts = penalty.output_importance.t().contiguous(), penalty.output_anchor.t().contiguous()
-            self._transposed = penalty, parts
-        return self._transposed[1]
 
     @contextlib.contextmanager
     def _on_device(self) -> Iterator[None]:
@@ -246,28 +241,36 @@ class TritonTrainer:
 
     def _prepared(self, x, y, order, batch, teacher, penalty) -> _Step:
         """The step for these arguments, with its graph where there is a GPU; kept until something else is asked for."""
-        key = (x.data_ptr(), y.data_ptr(), len(x), batch, id(teacher), id(penalty))
+        tensors = (x, y, self.weight, self.counts)
+        # The step holds the teacher and the penalty: nothing else can have their id.
+        key = (*(tensor.data_ptr() for tensor in tensors), len(x), batch, id(teacher), id(penalty))
         if self._step is None or key != self._key or len(self._step.order) < len(order):
-            self._graph = None  # before the buffers that it replays into
-            self._step = _Step(self, batch, x, y, len(order), teacher, penalty)
-            self._key = key
-            if x.is_cuda:
-                self._graph = self._captured(self._step)
+            self._graph = self._step = None  # the graph before the buffers that it replays into
+            step = _Step(self, batch, x, y, len(order), teacher, penalty)
+            self._graph = self._captured(step) if self.graphs else None
+            self._step, self._key = step, key
         step = self._step
+        if penalty is not None:
+            for pull, source in zip(step.pulls, (penalty.output_importance, penalty.output_anchor)):
+                pull.copy_(source.t())
         step.order[: len(order)] = order
         step.totals.zero_()
         step.progress.copy_(torch.tensor([0, len(order)]))
         return step
 
     def _captured(self, step: _Step) -> torch.cuda.CUDAGraph:
-        """A graph of some steps. The count of samples is still 0: the steps that warm it up do nothing."""
+        """A graph of some steps. The count of samples is still 0: the step that compiles the kernels does nothing.
+
+        The stream is its own: torch's default one belongs to the device that captured first. Calls of other threads,
+        an allocation of pinned memory for instance, leave the capture alone.
+        """
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             step.step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             for _ in range(STEPS_PER_GRAPH):
                 step.step()
         return graph

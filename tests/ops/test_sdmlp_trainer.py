@@ -380,6 +380,10 @@ def _arguments(**changes):
         ({"threads": 0}, "threads=0"),
         ({"momentum": 1.0}, "momentum=1.0"),
         ({"counts": torch.zeros(31, dtype=torch.int64)}, "counts must be"),
+        (
+            {"counts": torch.zeros(32, dtype=torch.int64, device="meta")},
+            "counts must be on cpu, as weight is",
+        ),
         ({"weight": torch.full((32, 8), -1.0)}, "weight must not be negative"),
         ({"weight": torch.ones(32, 8)}, "norm 1"),
         ({"weight": torch.ones(32, 8, dtype=torch.float64)}, "float32"),
@@ -401,6 +405,8 @@ def test_bad_epochs() -> None:
     for bad, message in (
         ((x * 2, y, order), "unit norm"),
         ((x.double(), y, order), "float32"),
+        ((x.to("meta"), y, order), "x must be on cpu, as weight is, got meta"),
+        ((x, y.to("meta"), order), "y must be on cpu"),
         ((x, y + 1, order), r"y must be in \[0, 3\)"),
         ((x, y, order + 1), r"order must be in \[0, 64\)"),
         ((x, y, order, 0), "batch_size=0"),
