@@ -13,6 +13,7 @@ import functools
 import importlib
 import importlib.util
 import json
+import os
 import statistics
 import sys
 import time
@@ -29,6 +30,9 @@ import peers
 
 # (B, D, R, K): the shapes of the design's table of bounds.
 LAYERS = ((512, 256, 10_000, 10), (4096, 768, 32_768, 32), (8192, 4096, 131_072, 64))
+# Of the kernels around the layer: R, D, B, K, C, n, and how many rows an update touches beside all of them.
+TRAINING, TOUCHED = (10_000, 256, 512, 10, 10, 1000), (300, 1400)
+ENGINES = (1000, 10_000, 100_000)  # R
 # What a device can do at best: dense bf16 FLOP/s and bytes/s. Others are left without a percentage.
 PEAKS = {"H200": (790e12, 4.3e12)}
 
@@ -54,19 +58,20 @@ def peak() -> tuple[float, float] | None:
 
 def captured(run: Callable[[], object]) -> tuple[Callable[[], object], str]:
     """A replay of `run`, or `run` itself where it cannot be captured, and which."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(before)
     with torch.cuda.stream(stream):
         for _ in range(3):
             run()
-    torch.cuda.current_stream().wait_stream(stream)
+    before.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):
             run()
     except RuntimeError as error:
+        torch.cuda.set_stream(before)  # a capture that fails at its end leaves its stream current
         torch.cuda.synchronize()
-        return run, f"no graph: {str(error).splitlines()[0][:200]}"
+        return run, f"no graph: {(str(error).splitlines() or ['RuntimeError'])[0][:200]}"
     return graph.replay, "graph replay"
 
 
@@ -120,11 +125,11 @@ def _peer_layers(x: torch.Tensor, weight: torch.Tensor, k: int) -> dict[str, Cal
     """What is installed: score and select, forward only."""
     found: dict[str, Callable[[], object]] = {}
     if importlib.util.find_spec("flashinfer"):
-        flashinfer = importlib.import_module("flashinfer")
+        flashinfer = importlib.import_module("flashinfer")  # top_k(input, k, sorted=False) -> values, indices
         found["cuBLAS + flashinfer.top_k"] = lambda: flashinfer.top_k(torch.relu(x @ weight.T), k + 1, sorted=True)
     if importlib.util.find_spec("flashlib"):
+        # flash_knn(x (N, D), c (M, D), k, *, tol, backend, return_distances) -> squared L2 distances, indices.
         flashlib = importlib.import_module("flashlib")
-        # Never called here: its signature is a guess, and a failure is kept as its result.
         found["flashlib.flash_knn"] = lambda: flashlib.flash_knn(x, weight, k + 1)
     if encoder := peers.sparsify_fused_encoder():
         bias = torch.zeros(weight.shape[0], device=x.device, dtype=x.dtype)
@@ -139,10 +144,10 @@ def layer(recorder: Recorder, data: str | None) -> None:
             if recorder.left() < 8:
                 recorder.write(title=f"{b}, {d}, {r}, {k}, {dtype}", error="no time was left")
                 continue
-            generator = torch.Generator("cuda").manual_seed(0)
+            torch.compiler.reset()  # a second shape would be compiled for any shape
+            torch.manual_seed(0)
             x, weight = (
-                torch.nn.functional.normalize(torch.rand(n, d, generator=generator, device="cuda"), dim=1).to(dtype)
-                for n in (b, r)
+                torch.nn.functional.normalize(torch.rand(n, d, device="cuda"), dim=1).to(dtype) for n in (b, r)
             )
             size = x.element_size()
             title = f"B {b}, D {d}, R {r}, K {k}, {str(dtype).removeprefix('torch.')}"
@@ -170,9 +175,9 @@ def layer(recorder: Recorder, data: str | None) -> None:
 
 def training(recorder: Recorder, data: str | None) -> None:
     """The kernels around the layer: update, losses, counts."""
-    r, d, b, k, c, n = 10_000, 256, 512, 10, 10, 1000
+    r, d, b, k, c, n = TRAINING
     weight = torch.nn.functional.normalize(torch.rand(r, d, device="cuda"), dim=1)
-    for touched in (300, 1400, r):
+    for touched in (*TOUCHED, r):
         rows = torch.randperm(r, device="cuda")[:touched].sort().values
         grad = 0.01 * torch.randn(touched, d, device="cuda")
         dense_grad, scale = torch.zeros_like(weight).index_copy_(0, rows, grad), torch.tensor(0.5, device="cuda")
@@ -236,7 +241,7 @@ def engine(recorder: Recorder, data: str | None) -> None:
     from eager_step import EagerSDMLP, EagerTrainer
 
     x, y, origin = _samples(data)
-    for neurons in (1000, 10_000, 100_000):
+    for neurons in ENGINES:
         if recorder.left() < 5:
             recorder.write(title=f"SSD step, R {neurons}", error="no time was left")
             continue
@@ -267,8 +272,40 @@ def engine(recorder: Recorder, data: str | None) -> None:
                            median_us=statistics.median(times) * 1e6, rounds=len(times))  # fmt: skip
 
 
+def _small_engine(recorder: Recorder, device: str) -> None:
+    """Two epochs of the engine with a teacher and a penalty, launch by launch and by graph replay."""
+    generator = torch.Generator().manual_seed(0)
+    x = ssd_kernels.normalize_inputs(torch.rand(7, 20, generator=generator)).contiguous()
+    weight = torch.nn.functional.normalize(torch.rand(70, 20, generator=generator), dim=1)
+    output, y = torch.rand(3, 70, generator=generator) / 70**0.5, torch.arange(7) % 3
+
+    def trained(backend: str, where: str, graphs: bool) -> ssd_kernels.SDMLPEngine:
+        parts = (weight.to(where, copy=True), output.to(where, copy=True), torch.zeros(70).long().to(where))
+        engine = ssd_kernels.SDMLPEngine(*parts, k=4, gaba_switch=30.0, momentum=0.5, backend=backend)
+        if backend == "triton":
+            engine._trainer.graphs = graphs
+        samples, w, v = x.to(where), engine.weight, engine.output_weight
+        teacher = engine.make_teacher(samples, torch.arange(0, 70, 2, device=where))
+        penalty = ssd_kernels.QuadraticPenalty(torch.ones_like(w), w.clone(), torch.ones_like(v), v.clone(), 0.2)
+        for options in ({"teacher": teacher}, {"penalty": penalty}):
+            engine.train_epoch(samples, y.to(where), torch.arange(7, device=where), 4, **options)
+        return engine
+
+    gold = trained("reference", "cpu", False)
+    for graphs in (False, True):
+        name = f"sdmlp_trainer, {'graph replay' if graphs else 'launches'}"
+        if graphs and (device == "cpu" or os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING") == "1"):
+            reason = "no GPU" if device == "cpu" else "a capture needs torch's memory cache, which is off"
+            recorder.write(title="small shapes", contender=name, status=f"not run: {reason}")
+            continue
+        engine = trained("triton", device, graphs)
+        for part in ("weight", "output_weight"):
+            torch.testing.assert_close(getattr(engine, part).cpu(), getattr(gold, part), rtol=1e-4, atol=1e-5)
+        recorder.write(title="small shapes", contender=name, status="right")
+
+
 def small(recorder: Recorder, data: str | None) -> None:
-    """Every operation once on small odd shapes: what the sanitizers watch."""
+    """Every operation once on small odd shapes, and the engine: what the sanitizers watch."""
     spec = importlib.util.spec_from_file_location(
         "test_gpu", Path(__file__).resolve().parent.parent / "tests" / "ops" / "test_gpu.py"
     )
@@ -279,6 +316,7 @@ def small(recorder: Recorder, data: str | None) -> None:
         call, tensors = module.on(name, device)
         module.assert_close(call(*tensors, "triton"), call(*tensors, "reference"))
         recorder.write(title="small shapes", contender=name, status="right")
+    _small_engine(recorder, device)
 
 
 def main() -> None:
