@@ -19,6 +19,7 @@ import triton.language as tl
 
 VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])  # tested: 3.6 and 3.9
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST_REGISTERS = 255  # of one thread, on any GPU
 INTERPRETER_MULTIPROCESSORS = 3  # few, so that small test shapes are split as large ones are on a GPU
 
 
@@ -47,6 +48,7 @@ class Launch:
     constants: dict[str, object]
     num_warps: int
     num_stages: int
+    registers: int | None
 
 
 # Set by `recording` alone: what the offline compiler asks for in place of a GPU.
@@ -87,6 +89,7 @@ def launch(
     *arguments: torch.Tensor | int | float | None,
     num_warps: int = 4,
     num_stages: int = 3,
+    registers: int | None = None,
     **constants: object,
 ) -> None:
     """Runs a kernel on the device of its first argument, on that device's current stream.
@@ -97,16 +100,19 @@ def launch(
         arguments: the kernel's run-time arguments, in order; the first is a tensor, None is a missing tensor.
         num_warps: warps of one program.
         num_stages: stages of the software pipeline.
+        registers: the most that a thread may take. Without it the assembler aims at an occupancy of its own, and spills
+            a word or two rather than miss it.
         constants: the kernel's tl.constexpr arguments, by name.
     """
     if 0 in grid:
         return
     device = arguments[0].device
     if device.type == "meta":
-        _recorded.get()[1].append(Launch(kernel, grid, arguments, constants, num_warps, num_stages))
+        _recorded.get()[1].append(Launch(kernel, grid, arguments, constants, num_warps, num_stages, registers))
         return
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        kernel[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
+        options = {"num_warps": num_warps, "num_stages": num_stages, "maxnreg": registers}
+        kernel[grid](*arguments, **constants, **options)
 
 
 def check_dtype(op: str, tensor: torch.Tensor) -> None:
@@ -339,7 +345,7 @@ def gather_sum(
     launch(
         _gather_sum_kernel, (triton.cdiv(batch, block_b), triton.cdiv(width, block_n)), values, indices, offsets, mask,
         scale, matrix, out, batch, values.shape[-1] if offsets is None else 0, width, matrix.stride(0),
-        matrix.stride(1), row_stride(out), BLOCK_B=block_b, BLOCK_P=block_p, BLOCK_N=block_n,
+        matrix.stride(1), row_stride(out), BLOCK_B=block_b, BLOCK_P=block_p, BLOCK_N=block_n, registers=MOST_REGISTERS,
     )  # fmt: skip
 
 
@@ -364,5 +370,5 @@ def segment_sum(
         _segment_sum_kernel, (triton.cdiv(pairs, block_g),), segments.keys, segments.order, values, samples, scale,
         matrix, place, out, pairs, segments.neurons, 1 if samples is not None else values.shape[-1], width,
         0 if matrix is None else row_stride(matrix), out.stride(0), out.stride(1),
-        BLOCK_G=block_g, BLOCK_P=block_p, BLOCK_N=block_n,
+        BLOCK_G=block_g, BLOCK_P=block_p, BLOCK_N=block_n, registers=MOST_REGISTERS,
     )  # fmt: skip

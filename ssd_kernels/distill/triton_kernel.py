@@ -23,6 +23,7 @@ DENSE, TOPK, ROWS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 MATCHED = tl.constexpr(16)  # entries of a TopK row that are compared at once
 _HUGE = tl.constexpr(600.0)  # beyond, exp needs the shift by the largest
 _SPARSE_BLOCK, _DENSE_BLOCK, _SUM_BLOCK = 128, 512, 1024
+_REGISTERS = 128  # of a thread: at four warps, four programs fit on a multiprocessor and nothing spills
 
 
 # ---- Numbers.
@@ -362,6 +363,7 @@ def distill_logits(
         logits, teacher, labels, old_classes, grad_ce, None if teacher is None else grad_kd, parts[0], parts[1],
         batch, classes, count, row_stride(logits), 0 if teacher is None else row_stride(teacher),
         *_triton.split_double(temperature), REVERSE=reverse, BLOCK=block, num_warps=1 if block <= 128 else 4,
+        registers=_REGISTERS,
     )  # fmt: skip
     ce, kd = _means(parts, accumulation_dtype(logits.dtype)).unbind()
     return ce.clone(), kd.clone(), grad_ce, grad_kd  # an op's outputs may not share memory
@@ -382,6 +384,7 @@ def distill_hidden(
     batch = values.shape[0] if offsets is None else offsets.shape[0] - 1
     student, teacher = _form(values, indices, offsets), _form(teacher_values, teacher_indices, teacher_offsets)
     sparse = indices is not None or teacher_indices is not None
+    warps = 8 if indices is None or teacher_indices is None else 4
     if sparse and indices is not None:  # bisection wants them sorted; a dense student's gradient keeps their order
         units = torch.sort(units).values
     order = None
@@ -395,7 +398,7 @@ def distill_hidden(
         *student[0], *teacher[0], units, grad, kl, batch, units.shape[0],
         student[1], teacher[1], student[2], teacher[2],
         *_triton.split_double(temperature), STUDENT=student[3], TEACHER=teacher[3], REVERSE=reverse,
-        BLOCK_S=student[4], BLOCK_T=teacher[4], num_warps=4,
+        BLOCK_S=student[4], BLOCK_T=teacher[4], num_warps=warps, registers=_REGISTERS,
     )  # fmt: skip
     if order is not None:
         grad = torch.empty_like(grad).index_copy_(1, order, grad)

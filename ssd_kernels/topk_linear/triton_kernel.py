@@ -487,7 +487,7 @@ def _through_norm(
     block_m, block_n = _row_blocks(*grad.shape, _triton.machine_of(grad.device))
     _triton.launch(
         _through_norm_kernel, (triton.cdiv(len(grad), block_m),), grad, matrix, rows, scale, out, *grad.shape,
-        _triton.row_stride(matrix), EPSILON=EPS, BLOCK_M=block_m, BLOCK_N=block_n,
+        _triton.row_stride(matrix), EPSILON=EPS, BLOCK_M=block_m, BLOCK_N=block_n, registers=_triton.MOST_REGISTERS,
     )  # fmt: skip
     return out
 

@@ -35,9 +35,6 @@ LIMITS = {
     "_update_kernel": (255, 16384),
 }
 PRODUCTS = {"_scores_kernel", "_logits_part_kernel", "_gradient_kernel"}
-# Some builds of the loss kernels park up to four words on the stack, stored and loaded once, outside loops and with
-# registers to spare; everything else has none.
-STACK = 16
 
 
 def reports(cases: list[str], cache: Path) -> list[dict]:
@@ -64,8 +61,7 @@ def cases() -> list[str]:
 def check(found: list[dict]) -> None:
     for report in found:
         registers, shared = LIMITS[report["kernel"]]
-        stack = STACK if report["kernel"].startswith("_distill") else 0
-        assert report["spills"] <= stack and report["registers"] <= registers and report["shared"] <= shared, report
+        assert report["spills"] == 0 and report["registers"] <= registers and report["shared"] <= shared, report
 
 
 def test_every_kernel_compiles_within_its_limits(tmp_path):

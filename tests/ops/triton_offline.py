@@ -93,7 +93,7 @@ def compile_launch(launch: object, capability: int) -> Report:
 
     signature, constants, attributes = _specialised(launch)
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, "maxnreg": launch.registers}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     folder = tools()
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -122,7 +122,7 @@ def reports(call: Callable[[], object], capability: int) -> Iterator[Report]:
         call()
     seen = set()
     for launch in launches:
-        key = str((launch.kernel.__name__, _specialised(launch), launch.num_warps, launch.num_stages))
+        key = str((launch.kernel.__name__, _specialised(launch), launch.num_warps, launch.num_stages, launch.registers))
         if key not in seen:
             seen.add(key)
             yield compile_launch(launch, capability)
