@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .. import _triton
+from .. import _triton, _tuning
 from .._triton import key_index, key_score, ordered_key, smallest_of_largest
 
 EPS = 1e-12  # guards the L2 norms, as in the reference
@@ -315,11 +315,18 @@ class Scan:
     num_stages: int
 
 
-def scan_config(batch: int, inputs: int, neurons: int, k1: int, dtype: torch.dtype, machine: _triton.Machine) -> Scan:
-    """The shape heuristic. A list of survivors holds one whole tile beside K + 1 keys, so a tile always fits."""
+def scan_config(
+    batch: int, inputs: int, neurons: int, k1: int, dtype: torch.dtype, machine: _triton.Machine, *,
+    most: int | None = None, waves: int = 1,
+) -> Scan:  # fmt: skip
+    """The shape heuristic. A list of survivors holds one whole tile beside K + 1 keys, so a tile always fits.
+
+    Args:
+        most: samples of a block at most. waves: programs per multiprocessor, one after the other.
+    """
     wide = dtype == torch.float32
     hopper = machine.capability >= 90
-    most = 32 if wide and not hopper else 64
+    most = most or (32 if wide and not hopper else 64)
     block_b = min(most, max(16, triton.next_power_of_2(batch)))
     block_r = 128
     block_d = max(16, triton.next_power_of_2(inputs))
@@ -327,7 +334,7 @@ def scan_config(batch: int, inputs: int, neurons: int, k1: int, dtype: torch.dty
     if not one_step:
         block_d = 32 if wide else 64
     tiles = triton.cdiv(neurons, block_r)
-    parts = max(1, min(tiles, machine.multiprocessors // max(1, triton.cdiv(batch, block_b))))
+    parts = max(1, min(tiles, waves * machine.multiprocessors // max(1, triton.cdiv(batch, block_b))))
     per_part = triton.cdiv(tiles, parts)
     # Column maxima cost registers: with many winners, exact pruning alone raises the limit.
     groups = 32 if k1 <= 21 else 64 if k1 <= 42 and machine.capability < 90 else 1
@@ -337,6 +344,20 @@ def scan_config(batch: int, inputs: int, neurons: int, k1: int, dtype: torch.dty
         groups,
         8, 2 if one_step else 3,
     )  # fmt: skip
+
+
+def scan_configs(
+    batch: int, inputs: int, neurons: int, k1: int, dtype: torch.dtype, machine: _triton.Machine
+) -> list[Scan]:
+    """What tuning compares: the heuristic's choice, other depths of the pipeline, smaller blocks, more programs."""
+    shape = batch, inputs, neurons, k1, dtype, machine
+    first = scan_config(*shape)
+    half = scan_config(*shape, most=max(16, first.block_b // 2))
+    return list(dict.fromkeys([
+        first, dataclasses.replace(first, num_stages=first.num_stages + 1), dataclasses.replace(first, num_warps=4),
+        scan_config(*shape, waves=2), scan_config(*shape, waves=4), half, dataclasses.replace(half, num_warps=4),
+        dataclasses.replace(half, num_stages=half.num_stages + 1),
+    ]))  # fmt: skip
 
 
 def inverse_norms(matrix: torch.Tensor) -> torch.Tensor:
@@ -441,11 +462,16 @@ def forward(
     bias = None if bias is None else bias.detach().contiguous()
     k1 = min(k + 1, neurons)
     machine = _triton.machine_of(x.device)
-    config = scan_config(len(rows), rows.shape[1], neurons, k1, x.dtype, machine)
-    keys, counts = scan(
+    shape = len(rows), rows.shape[1], neurons, k1, x.dtype, machine
+    operands = (
         rows, weight, bias, inverse_norms(rows) if normalize != "none" else None,
-        inverse_norms(weight) if normalize == "both" else None, k1, activation == "relu", config,
+        inverse_norms(weight) if normalize == "both" else None, k1, activation == "relu",
     )  # fmt: skip
+    config = scan_config(*shape)
+    if _tuning.requested() and x.device.type != "meta" and len(rows):
+        key = ("topk_linear", *shape, x.device, activation, normalize, bias is None)
+        config = _tuning.fastest(key, scan_configs(*shape), lambda chosen: scan(*operands, chosen), x.device)
+    keys, counts = scan(*operands, config)
     values, indices, threshold = merge(keys, counts, k, k1, inhibition, x.dtype, machine)
     return values.reshape(*lead, k), indices.reshape(*lead, k), threshold.reshape(lead)
 
