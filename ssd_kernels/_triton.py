@@ -1,6 +1,6 @@
 """What the Triton kernels of all operations share: the launch, the machine's figures, ordered keys of scores.
 
-Only the triton_kernel.py files import this, and ops.py imports those inside the branch that runs them: importing
+Only the triton_*.py files import this, and ops.py imports those inside the branch that runs them: importing
 ssd_kernels imports no triton.
 """
 
@@ -131,6 +131,24 @@ def split_double(value: float) -> tuple[float, float]:
     """Two fp32 numbers whose sum is `value` to 48 bits: what a kernel's arguments, fp32 all, can carry of it."""
     high = struct.unpack("f", struct.pack("f", value))[0]
     return high, value - high
+
+
+@triton.jit
+def wide(value):
+    """fp64 of any float."""
+    return value if value.dtype == tl.float64 else value.to(tl.float32).to(tl.float64)
+
+
+@triton.jit
+def narrow(value, ptr):
+    """An fp64 number in the dtype that `ptr` points to; the 16-bit ones by way of fp32."""
+    return value if ptr.dtype.element_ty == tl.float64 else value.to(tl.float32).to(ptr.dtype.element_ty)
+
+
+@triton.jit
+def whole(high, low):
+    """The fp64 number that `split_double` took apart."""
+    return tl.full([], high, tl.float64) + tl.full([], low, tl.float64)
 
 
 def row_stride(matrix: torch.Tensor) -> int:

@@ -3,6 +3,7 @@
 // lists of active neurons, and a silent neuron adds an exact zero: the two forms give the same bits.
 #pragma once
 
+#include "keep_active.h"
 #include "sdmlp_kernels.h"
 #include "sdmlp_vector.h"
 
@@ -11,19 +12,6 @@ namespace {
 
 constexpr int kTileSlice = kSlice, kTileGroup = 4;  // 4 neurons x kSlice vectors of sums stay in registers
 constexpr int kColumnVectors = kTileColumns / kW;   // vectors of one group of batch rows
-
-// value where h > 0, else 0.
-SSD_INLINE V keep_active(V h, V value) {
-#if defined(__AVX512F__)
-  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(h.v, _mm512_setzero_ps(), _CMP_GT_OQ), value.v)};
-#elif defined(__AVX2__)
-  return {_mm256_and_ps(_mm256_cmp_ps(h.v, _mm256_setzero_ps(), _CMP_GT_OQ), value.v)};
-#else
-  V kept;
-  for (int i = 0; i < kW; ++i) kept.v[i] = h.v[i] > 0 ? value.v[i] : 0.f;
-  return kept;
-#endif
-}
 
 int tile_exceed(const float* scores, int64_t count, int columns, const float* floors, int32_t* hits) {
   constexpr uint32_t kAll = static_cast<uint32_t>((uint64_t{1} << kW) - 1);

@@ -13,10 +13,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..distill import triton_kernel as distill_kernels
-from ..distill.triton_kernel import cross_entropy_sample, hidden_sample, logits_divergence_sample, whole
+from .._triton import whole
+from ..distill import triton_hidden
+from ..distill.triton_hidden import hidden_sample
+from ..distill.triton_kernel import cross_entropy_sample, logits_divergence_sample
 
-DENSE, ROWS = distill_kernels.DENSE, distill_kernels.ROWS
+DENSE, ROWS = triton_hidden.DENSE, triton_hidden.ROWS
 STEP, COUNT = tl.constexpr(0), tl.constexpr(1)  # of the int64 progress
 GO, SCALE = tl.constexpr(0), tl.constexpr(1)  # of the fp64 verdict on a step
 CE, KD_HIDDEN, KD_LOGITS, ACTIVE, NORM, TOUCHED, BAD = (tl.constexpr(i) for i in range(7))  # of the fp64 totals

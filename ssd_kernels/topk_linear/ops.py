@@ -95,9 +95,9 @@ def _bwd(
             )  # fmt: skip
             return tuple(x.new_empty(0) if grad is None else grad for grad in (grad_x, grad_weight, grad_bias))
         case "triton":
-            from . import triton_kernel
+            from . import triton_backward
 
-            grad_x, _, grad_weight, grad_bias = triton_kernel.backward(
+            grad_x, _, grad_weight, grad_bias = triton_backward.backward(
                 grad_values, x, weight, values, indices, activation, normalize, inhibition,
                 need_x, need_weight, need_bias, as_rows=False,
             )  # fmt: skip
@@ -161,9 +161,9 @@ def _bwd_rows(
             )  # fmt: skip
             return tuple(x.new_empty(0) if grad is None else grad for grad in grads)
         case "triton":
-            from . import triton_kernel
+            from . import triton_backward
 
-            grads = triton_kernel.backward(
+            grads = triton_backward.backward(
                 grad_values, x, weight, values, indices, activation, normalize, inhibition,
                 need_x, need_weight, need_bias, as_rows=True,
             )  # fmt: skip

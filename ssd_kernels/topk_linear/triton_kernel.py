@@ -9,36 +9,19 @@ change it; no atomics.
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 import triton
 import triton.language as tl
 
 from .. import _triton, _tuning
 from .._triton import key_index, key_score, ordered_key, smallest_of_largest
+from .triton_norms import inverse_norms
+from .triton_schedule import Scan, merge_block, scan_config, scan_configs
 
-EPS = 1e-12  # guards the L2 norms, as in the reference
 NO_KEY = tl.constexpr(-(2**63))
 MOST_WINNERS = 128
 # Keys that a program prunes at a time: with more, Triton 3.6 spills on sm_80 and sm_90.
 _PRUNED = 2048 if _triton.VERSION >= (3, 9) else 512
-
-
-@triton.jit
-def _inverse_norms_kernel(
-    m_ptr, out_ptr, rows, columns, stride_m, EPSILON: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
-):
-    """out[i] = 1 / max(||m[i, :]||, eps)."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    for start in range(0, columns, BLOCK_N):
-        column = start + tl.arange(0, BLOCK_N)
-        inside = (row[:, None] < rows) & (column[None, :] < columns)
-        m = tl.load(m_ptr + row[:, None] * stride_m + column[None, :], mask=inside, other=0.0).to(tl.float32)
-        total += tl.sum(m * m, axis=1)
-    norm = tl.sqrt_rn(total)
-    tl.store(out_ptr + row, 1.0 / tl.where(norm < EPSILON, EPSILON, norm), mask=row < rows)
 
 
 @triton.jit
@@ -298,86 +281,7 @@ def _merge_kernel(
     tl.store(threshold_ptr + row, threshold.to(out), mask=row < batch)
 
 
-# ---- Configurations.
-@dataclasses.dataclass(frozen=True)
-class Scan:
-    """The schedule of a scan: tile sizes, how many parts the neurons are cut into, and the room for survivors."""
-
-    block_b: int
-    block_r: int
-    block_d: int
-    one_step: bool
-    tiles: int
-    parts: int
-    capacity: int
-    groups: int
-    num_warps: int
-    num_stages: int
-
-
-def scan_config(
-    batch: int, inputs: int, neurons: int, k1: int, dtype: torch.dtype, machine: _triton.Machine, *,
-    most: int | None = None, waves: int = 1,
-) -> Scan:  # fmt: skip
-    """The shape heuristic. A list of survivors holds one whole tile beside K + 1 keys, so a tile always fits.
-
-    Args:
-        most: samples of a block at most. waves: programs per multiprocessor, one after the other.
-    """
-    wide = dtype == torch.float32
-    hopper = machine.capability >= 90
-    most = most or (32 if wide and not hopper else 64)
-    block_b = min(most, max(16, triton.next_power_of_2(batch)))
-    block_r = 128
-    block_d = max(16, triton.next_power_of_2(inputs))
-    one_step = block_d <= (64 if wide else 256 if hopper else 128)
-    if not one_step:
-        block_d = 32 if wide else 64
-    tiles = triton.cdiv(neurons, block_r)
-    parts = max(1, min(tiles, waves * machine.multiprocessors // max(1, triton.cdiv(batch, block_b))))
-    per_part = triton.cdiv(tiles, parts)
-    # Column maxima cost registers: with many winners, exact pruning alone raises the limit.
-    groups = 32 if k1 <= 21 else 64 if k1 <= 42 and machine.capability < 90 else 1
-    return Scan(
-        block_b, block_r, block_d, one_step, per_part, triton.cdiv(tiles, per_part),
-        triton.next_power_of_2(max(7 * k1, k1 + block_r)),
-        groups,
-        8, 2 if one_step else 3,
-    )  # fmt: skip
-
-
-def scan_configs(
-    batch: int, inputs: int, neurons: int, k1: int, dtype: torch.dtype, machine: _triton.Machine
-) -> list[Scan]:
-    """What tuning compares: the heuristic's choice, other depths of the pipeline, smaller blocks, more programs."""
-    shape = batch, inputs, neurons, k1, dtype, machine
-    first = scan_config(*shape)
-    half = scan_config(*shape, most=max(16, first.block_b // 2))
-    return list(dict.fromkeys([
-        first, dataclasses.replace(first, num_stages=first.num_stages + 1), dataclasses.replace(first, num_warps=4),
-        scan_config(*shape, waves=2), scan_config(*shape, waves=4), half, dataclasses.replace(half, num_warps=4),
-        dataclasses.replace(half, num_stages=half.num_stages + 1),
-    ]))  # fmt: skip
-
-
-def inverse_norms(matrix: torch.Tensor) -> torch.Tensor:
-    """1 / max(||row||, eps), (rows,) fp32."""
-    rows, columns = matrix.shape
-    out = torch.empty(rows, dtype=torch.float32, device=matrix.device)
-    block_m, block_n = _row_blocks(rows, columns, _triton.machine_of(matrix.device))
-    _triton.launch(
-        _inverse_norms_kernel, (triton.cdiv(rows, block_m),), matrix, out, rows, columns, _triton.row_stride(matrix),
-        EPSILON=EPS, BLOCK_M=block_m, BLOCK_N=block_n,
-    )  # fmt: skip
-    return out
-
-
-def _row_blocks(rows: int, columns: int, machine: _triton.Machine) -> tuple[int, int]:
-    """Rows and columns that a program which walks along rows has at a time."""
-    block_n = min(512, triton.next_power_of_2(columns))
-    return min(max(1, machine.keys // 2 // block_n), triton.next_power_of_2(max(rows, 1))), block_n
-
-
+# ---- Launches.
 def scan(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, x_scale: torch.Tensor | None,
     w_scale: torch.Tensor | None, k1: int, relu: bool, config: Scan,
@@ -398,11 +302,6 @@ def scan(
     return keys, counts
 
 
-def _merge_block(batch: int, width: int, machine: _triton.Machine) -> int:
-    """How many samples one program of the merge takes."""
-    return max(1, min(machine.keys // width, triton.next_power_of_2(max(batch, 1))))
-
-
 def shorten(
     keys: torch.Tensor, counts: torch.Tensor, k1: int, machine: _triton.Machine
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -412,7 +311,7 @@ def shorten(
         lists, batch, capacity = keys.shape
         group = max(2, machine.keys // capacity)
         width, groups = group * capacity, triton.cdiv(lists, group)
-        block_b = _merge_block(batch, width, machine)
+        block_b = merge_block(batch, width, machine)
         out = torch.empty(groups, batch, keep, dtype=torch.int64, device=keys.device)
         out_counts = torch.empty(groups, batch, dtype=torch.int32, device=keys.device)
         _triton.launch(
@@ -436,7 +335,7 @@ def merge(
     indices = torch.empty(batch, k, dtype=torch.int32, device=keys.device)
     threshold = torch.empty(batch, dtype=dtype, device=keys.device)
     width = triton.next_power_of_2(lists) * capacity
-    block_b = _merge_block(batch, width, machine)
+    block_b = merge_block(batch, width, machine)
     _triton.launch(
         _merge_kernel, (triton.cdiv(batch, block_b),), keys, counts, scratch, values, indices, threshold, batch, lists,
         capacity, k, k1, INHIBITION=inhibition, WIDTH=width, SLOTS=capacity, KEEP=keep, BLOCK_B=block_b, num_warps=8,
@@ -474,93 +373,3 @@ def forward(
     keys, counts = scan(*operands, config)
     values, indices, threshold = merge(keys, counts, k, k1, inhibition, x.dtype, machine)
     return values.reshape(*lead, k), indices.reshape(*lead, k), threshold.reshape(lead)
-
-
-# ---- Gradients.
-@triton.jit
-def _through_norm_kernel(
-    grad_ptr, m_ptr, row_ptr, scale_ptr, out_ptr, rows, columns, stride_m,
-    EPSILON: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """The gradient of m[row, :], given that of m / max(||m||, eps), which is grad[i, :]; scale is the inverse norm."""
-    entry = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    row = entry
-    if row_ptr is not None:
-        row = tl.load(row_ptr + entry, mask=entry < rows, other=0)
-    scale = tl.load(scale_ptr + row, mask=entry < rows, other=0.0)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    for start in range(0, columns, BLOCK_N):
-        column = start + tl.arange(0, BLOCK_N)
-        inside = (entry < rows)[:, None] & (column < columns)[None, :]
-        grad = tl.load(grad_ptr + entry[:, None] * columns + column[None, :], mask=inside, other=0.0)
-        m = tl.load(m_ptr + row[:, None] * stride_m + column[None, :], mask=inside, other=0.0).to(tl.float32)
-        total += tl.sum(m * scale[:, None] * grad, axis=1)
-    total = tl.where(scale < 1.0 / EPSILON, total, 0.0)  # a norm below eps was replaced by a constant
-    for start in range(0, columns, BLOCK_N):
-        column = start + tl.arange(0, BLOCK_N)
-        inside = (entry < rows)[:, None] & (column < columns)[None, :]
-        grad = tl.load(grad_ptr + entry[:, None] * columns + column[None, :], mask=inside, other=0.0)
-        m = tl.load(m_ptr + row[:, None] * stride_m + column[None, :], mask=inside, other=0.0).to(tl.float32)
-        out = (grad - total[:, None] * (m * scale[:, None])) * scale[:, None]
-        out_at = out_ptr + entry[:, None] * columns + column[None, :]
-        tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=inside)
-
-
-def _through_norm(
-    grad: torch.Tensor, matrix: torch.Tensor, scale: torch.Tensor, rows: torch.Tensor | None
-) -> torch.Tensor:
-    out = torch.empty(grad.shape, dtype=matrix.dtype, device=grad.device)
-    block_m, block_n = _row_blocks(*grad.shape, _triton.machine_of(grad.device))
-    _triton.launch(
-        _through_norm_kernel, (triton.cdiv(len(grad), block_m),), grad, matrix, rows, scale, out, *grad.shape,
-        _triton.row_stride(matrix), EPSILON=EPS, BLOCK_M=block_m, BLOCK_N=block_n, registers=_triton.MOST_REGISTERS,
-    )  # fmt: skip
-    return out
-
-
-def backward(
-    grad_values: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    values: torch.Tensor,
-    indices: torch.Tensor,
-    activation: str,
-    normalize: str,
-    inhibition: bool,
-    need_x: bool,
-    need_weight: bool,
-    need_bias: bool,
-    *,
-    as_rows: bool,
-) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """The gradients that are needed: of x; the active rows; of the weight, dense or those rows alone; of the bias.
-
-    `as_rows` waits for the GPU once: how many rows are active decides a shape.
-    """
-    shape, k, (neurons, inputs), dtype = x.shape, values.shape[-1], weight.shape, x.dtype
-    x, weight = _triton.rows_adjacent(x.reshape(-1, inputs)), _triton.rows_adjacent(weight)
-    grad, values, indices = (t.reshape(-1, k).contiguous() for t in (grad_values, values, indices))
-    masked = activation == "relu" or inhibition
-    x_scale = inverse_norms(x) if normalize != "none" else None
-    w_scale = inverse_norms(weight) if normalize == "both" else None
-    grad_x = grad_bias = grad_weight = rows = place = None
-    if need_x:
-        grad_x = x.new_empty(x.shape, dtype=dtype if x_scale is None else torch.float32)
-        _triton.gather_sum(grad, indices, None, weight, grad_x, mask=values if masked else None, scale=w_scale)
-        if x_scale is not None:
-            grad_x = _through_norm(grad_x, x, x_scale, None)
-        grad_x = grad_x.reshape(shape)
-    if need_weight or need_bias or as_rows:
-        segments = _triton.Segments.of(indices, neurons, values <= 0 if masked else None)
-        if as_rows:
-            rows, place = segments.rows()
-    if need_weight:
-        out = (len(rows), inputs) if as_rows else (neurons, inputs)
-        grad_weight = torch.zeros(out, dtype=dtype if w_scale is None else torch.float32, device=x.device)
-        _triton.segment_sum(segments, grad, None, x, grad_weight, place=place, scale=x_scale)
-        if w_scale is not None:
-            grad_weight = _through_norm(grad_weight, weight, w_scale, rows)
-    if need_bias:
-        grad_bias = torch.zeros(neurons, dtype=dtype, device=x.device)
-        _triton.segment_sum(segments, grad, None, None, grad_bias[:, None])
-    return grad_x, rows, grad_weight, grad_bias

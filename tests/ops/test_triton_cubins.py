@@ -14,17 +14,23 @@ HERE = Path(__file__).resolve().parent
 OPERATIONS = ("topk_linear/forward", "topk_linear/backward", "gaba_linear/forward", "gaba_linear/backward",
               "sparse_linear/both")  # fmt: skip
 SHAPES = ("small", "middle", "large", "small-fp32")
-# Registers per thread and bytes of shared memory that no case exceeds, as compiled by Triton 3.6 and 3.9.
+# Registers per thread and bytes of shared memory that no case exceeds, as compiled by Triton 3.9.
 LIMITS = {
     "_inverse_norms_kernel": (48, 1024),
     "_scan_kernel": (255, 131072),
     "_shorten_kernel": (255, 16384),
-    "_merge_kernel": (255, 32768),
+    "_merge_kernel": (255, 16384),
     "_through_norm_kernel": (96, 1024),
-    "_gather_sum_kernel": (255, 4096),
+    "_gather_sum_kernel": (128, 4096),
     "_segment_sum_kernel": (192, 32768),
     "_activation_kernel": (255, 131072),
     "_masked_product_kernel": (255, 65536),
+    "_entry_dots_kernel": (128, 1024),
+}
+# What Triton 3.6 needs beyond that.
+OLDER_LIMITS = {
+    "_merge_kernel": (255, 32768),
+    "_gather_sum_kernel": (255, 4096),
     "_entry_dots_kernel": (128, 16384),
 }
 PRODUCTS = {"_scan_kernel", "_activation_kernel", "_masked_product_kernel"}
@@ -34,6 +40,8 @@ TENSOR_CORES = {80: {"HMMA"}, 90: {"HGMMA"}, 100: {"UTCHMMA"}}
 def check(cases: list[str], cache: Path) -> None:
     """Compiles the cases and compares each kernel with its limits; skips where Triton has no tools for it."""
     pytest.importorskip("triton")
+    from ssd_kernels import _triton
+
     environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
     environment.pop("TRITON_INTERPRET", None)
     run = subprocess.run([sys.executable, str(HERE / "triton_offline.py"), *cases], text=True, capture_output=True,
@@ -42,9 +50,10 @@ def check(cases: list[str], cache: Path) -> None:
         pytest.skip("this triton has no ptxas, cuobjdump or nvdisasm")
     assert run.returncode == 0, run.stderr
     found = [json.loads(line) for line in run.stdout.splitlines()]
+    limits = LIMITS | ({} if _triton.VERSION >= (3, 9) else OLDER_LIMITS)
     assert {report["case"] for report in found} == set(cases)
     for report in found:
-        registers, shared = LIMITS[report["kernel"]]
+        registers, shared = limits[report["kernel"]]
         assert report["spills"] == 0 and report["registers"] <= registers and report["shared"] <= shared, report
         expected = TENSOR_CORES[report["capability"]] if report["kernel"] in PRODUCTS else set()
         assert set(report["tensor_cores"]) == expected, report

@@ -19,7 +19,7 @@ LIMITS = {
     "_count_entries_kernel": (64, 16384),
     "_sort_blocks_kernel": (200, 16384),
     "_merge_ranks_kernel": (64, 16384),
-    "_distill_hidden_kernel": (128, 8192),
+    "distill_hidden_kernel": (128, 8192),
     "_distill_logits_kernel": (112, 8192),
     "_mean_kernel": (64, 1024),
     # The engine's step; the scan of topk_linear has limits of its own.

@@ -158,12 +158,12 @@ def _topk_linear_forward(name: str) -> None:
 
 
 def _topk_linear_backward(name: str) -> None:
-    from ssd_kernels.topk_linear import triton_kernel
+    from ssd_kernels.topk_linear import triton_backward
 
     x, weight, _, values, indices = _operands(name)
     tensors = (values, x, weight, values, indices)
-    triton_kernel.backward(*tensors, "relu", "both", True, True, True, True, as_rows=False)
-    triton_kernel.backward(*tensors, "relu", "none", True, True, True, True, as_rows=False)
+    triton_backward.backward(*tensors, "relu", "both", True, True, True, True, as_rows=False)
+    triton_backward.backward(*tensors, "relu", "none", True, True, True, True, as_rows=False)
 
 
 def _gaba_linear_forward(name: str) -> None:
