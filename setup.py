@@ -5,6 +5,7 @@ sources is CMakeLists.txt.
 """
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,36 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
+
+
+def record_commit(tree: Path) -> None:
+    """Writes the commit of this source tree into a copy of it: results.json names it."""
+    source = runpy.run_path(str(ROOT / "ssd_kernels" / "_source.py"))
+    target = tree / "ssd_kernels" / source["RECORD"]
+    target.unlink(missing_ok=True)  # an sdist's files may be hard links to the source tree's
+    if commit := source["commit_of"](ROOT):
+        target.write_text(f"{commit}\n")
+
+
+class RecordedBuild(build_py):
+    """Copies the Python files, and records the commit beside them; an editable install asks its checkout."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            record_commit(Path(self.build_lib))
+
+
+class RecordedSource(sdist):
+    """An sdist has no .git, so it records the commit."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        super().make_release_tree(base_dir, files)
+        record_commit(Path(base_dir))
 
 
 class CleanBuild(build):
@@ -64,6 +93,6 @@ setup(
     package_dir={"": ".", "ssd_train": "python/ssd_train"},
     package_data={"ssd_kernels": ["README.md", "*/README.md"], "ssd_train": ["recipes/*.yaml", "*.md", "*.json"]},
     ext_modules=[Extension("ssd_kernels._cpu", sources=[])],
-    cmdclass={"build": CleanBuild, "build_ext": CMakeBuild},
+    cmdclass={"build": CleanBuild, "build_py": RecordedBuild, "build_ext": CMakeBuild, "sdist": RecordedSource},
     zip_safe=False,
 )  # fmt: skip

@@ -7,7 +7,6 @@ import io
 import json
 import platform
 import shlex
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -73,13 +72,13 @@ def summary(config: TrainConfig, data: Dataset, trainers: list[Trainer], argv: l
 
 def environment(config: TrainConfig, engine: str, argv: list[str]) -> dict[str, Any]:
     """Where and how the numbers were made."""
-    from ssd_kernels import _backend, _native
+    from ssd_kernels import _backend, _native, _source
 
     native, _ = _native.cpu_module()
     device = torch.device(config.device)
     return {
         "command": shlex.join(["ssd-train", *argv]),
-        "commit": _commit(),
+        "commit": _source.commit(),
         "version": __version__,
         "torch": torch.__version__,
         "triton": _version("triton"),
@@ -107,16 +106,6 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def _commit() -> str | None:
-    """The commit of the source tree that this package is imported from; None for an installed copy."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() or None if result.returncode == 0 else None
 
 
 def write(out: Path, results: dict[str, Any], trainers: list[Trainer]) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssd_kernels import _source
+
 from .. import data as datasets
 from .. import metrics
 from ..checkpoint import read_tensors, write_atomic
@@ -188,7 +190,7 @@ def _markdown(experiment: Experiment, title: str, cells: list[dict[str, Any]], t
         lines.append("| " + " | ".join(map(str, (
             item.row, item.column, run["method"], run["model"], config["epochs"], config["order"],
             _pretraining(run), config["kl"], run["estimator"], environment["engine"],
-            (environment["commit"] or "-")[:10], environment["torch"],
+            _source.short(environment["commit"]), environment["torch"],
         ))) + " |")  # fmt: skip
     return "\n".join(lines) + "\n"
 
