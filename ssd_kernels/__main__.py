@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import importlib.util
+import json
 import os
-import pkgutil
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from . import __version__, _backend, _native
+from . import __version__, _backend, _native, _source
 
 
-def _version(package: str) -> str:
+def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return None
 
 
 def version_lines() -> list[str]:
     """The versions that decide what runs here."""
     return [
         f"ssd-kernels  {__version__}  ({Path(__file__).resolve().parent})",
+        f"commit       {_source.commit() or 'not known'}",
         f"python       {platform.python_version()}  ({platform.system()} {platform.machine()})",
         f"torch        {torch.__version__}",
-        f"triton       {_version('triton')}",
-        f"numpy        {_version('numpy')}",
+        f"triton       {_version('triton') or 'not installed'}",
+        f"numpy        {_version('numpy') or 'not installed'}",
     ]
 
 
@@ -60,11 +63,6 @@ def native_lines() -> list[str]:
     return lines
 
 
-def operations() -> list[str]:
-    """The operations of the package: one folder each."""
-    return [module.name for module in pkgutil.iter_modules(sys.modules[__package__].__path__) if module.ispkg]
-
-
 def devices() -> list[torch.device]:
     """The CPU, the GPUs that torch sees, and a GPU that is only asked about where there is none."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -79,7 +77,7 @@ def device_lines(device: torch.device) -> list[str]:
         lines = [f"{device}: {torch.cuda.get_device_name(device)}"]
     else:
         lines = [f"{device}: {torch.get_num_threads()} threads"]
-    for op in operations():
+    for op in _backend.OPERATIONS:
         try:
             lines.append(f"  {op:<20} auto = {_backend.resolve('auto', op, device)}")
         except ValueError as error:  # SSD_BACKEND names one that cannot run it
@@ -90,14 +88,72 @@ def device_lines(device: torch.device) -> list[str]:
     return lines
 
 
-def main() -> int:
-    print("\n".join(version_lines()))
-    print(f"SIMD level   {simd_line()}")
-    print(f"SSD_BACKEND  {os.environ.get('SSD_BACKEND') or 'not set'}")
-    print("\nNative modules\n  " + "\n  ".join(native_lines()))
-    print('\nWhat backend="auto" picks')
-    for device in devices():
-        print("  " + "\n  ".join(device_lines(device)))
+def simd_level() -> str | None:
+    """The level that native calls use; None where they cannot run."""
+    module, _ = _native.cpu_module()
+    try:
+        return module.simd_level(_native.simd_level()) if module else None
+    except ValueError:  # SSD_SIMD names one that this processor has not
+        return None
+
+
+def modules() -> dict[str, dict[str, str | None]]:
+    """The file of each native module, or why it is not loaded."""
+    found = {}
+    for name, (module, reason) in (("_cpu", _native.cpu_module()), ("_cuda", _native.cuda_module())):
+        found[name] = {"file": module.__file__ if module else None, "reason": reason or None}
+    return found
+
+
+def operation(op: str, here: list[torch.device]) -> dict[str, Any]:
+    """What `auto` picks, on a GPU where there is one, and each backend's reason not to run here, or None."""
+    device = here[min(1, len(here) - 1)]
+    try:
+        auto = _backend.resolve("auto", op, device)
+    except ValueError:  # SSD_BACKEND names one that cannot run it
+        auto = None
+    backends = {}
+    for backend in _backend.BACKENDS:
+        runs = any(not _backend.missing_reason(backend, op, other) for other in here)
+        backends[backend] = None if runs else _backend.missing_reason(backend, op, device)
+    return {"auto": auto, "backends": backends}
+
+
+def report() -> dict[str, Any]:
+    """All of it for a program to read."""
+    here = devices() if torch.cuda.is_available() else [torch.device("cpu")]
+    return {
+        "version": __version__,
+        "commit": _source.commit(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "triton": _version("triton"),
+        "numpy": _version("numpy"),
+        "simd": simd_level(),
+        "modules": modules(),
+        "devices": [str(device) for device in here],
+        "operations": {op: operation(op, here) for op in _backend.OPERATIONS},
+    }
+
+
+def text() -> str:
+    """All of it for a person to read."""
+    lines = [*version_lines(), f"SIMD level   {simd_line()}"]
+    lines += [f"SSD_BACKEND  {os.environ.get('SSD_BACKEND') or 'not set'}"]
+    lines += ["", "Native modules", *(f"  {line}" for line in native_lines())]
+    lines += ["", 'What backend="auto" picks']
+    return "\n".join([*lines, *(f"  {line}" for device in devices() for line in device_lines(device))])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints it and returns the exit code."""
+    parser = argparse.ArgumentParser("python -m ssd_kernels", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="print one JSON object; a reason of null: it can run here")
+    options = parser.parse_args(argv)
+    try:
+        print(json.dumps(report(), indent=1) if options.json else text(), flush=True)
+    except BrokenPipeError:  # the reader has gone, as `| head` does; what is left must not fail at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -14,6 +14,10 @@ from . import _native
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
+# Every operation, one folder each.
+OPERATIONS = ("activation_counts", "distill", "gaba_linear", "relu_fisher", "sdmlp_trainer", "sparse_linear",
+              "sparse_update", "topk_linear")  # fmt: skip
+
 # What exists today: the operations that each compiled backend implements.
 CPU_OPERATIONS: frozenset[str] = frozenset(
     {"activation_counts", "distill", "gaba_linear", "relu_fisher", "sdmlp_trainer", "sparse_linear", "sparse_update",

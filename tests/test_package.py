@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 import os
 import platform
 import re
@@ -17,8 +18,8 @@ import pytest
 import torch
 
 import ssd_kernels
+from ssd_kernels import __main__ as doctor
 from ssd_kernels import _backend, _native
-from ssd_kernels.__main__ import operations
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(ssd_kernels.__file__).resolve().parent
@@ -104,9 +105,50 @@ def test_doctor_says_what_runs():
     module, _ = _native.cpu_module()
     assert f"generic  (set by SSD_SIMD; the best of this processor is {module.best_simd_level()})" in result.stdout
     assert f"torch        {torch.__version__}" in result.stdout
-    assert "topk_linear" in operations()
-    for op in operations():
+    for op in _backend.OPERATIONS:
         assert re.search(rf"{op} +auto = {_backend.resolve('auto', op, torch.device('cpu'))}", result.stdout)
+
+
+def test_doctor_as_json(monkeypatch, capsys):
+    monkeypatch.setenv("SSD_SIMD", "generic")
+    assert doctor.main(["--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["version"], report["torch"]) == (ssd_kernels.__version__, torch.__version__)
+    assert report["simd"] == "generic"
+    assert report["modules"]["_cpu"] == {"file": _native.cpu_module()[0].__file__, "reason": None}
+    assert tuple(report["operations"]) == _backend.OPERATIONS
+    cpu = torch.device("cpu")
+    for op, found in report["operations"].items():
+        assert found["backends"]["reference"] is None and found["backends"]["cpu"] is None
+        assert tuple(found["backends"]) == _backend.BACKENDS
+        if not torch.cuda.is_available():
+            assert found["auto"] == _backend.resolve("auto", op, cpu)
+            assert found["backends"]["cuda"] == _backend.missing_reason("cuda", op, cpu)
+
+
+def test_doctor_as_json_without_native_modules(without_native):
+    report = json.loads(run_python("-m", "ssd_kernels", "--json", env=without_native).stdout)
+    assert report["simd"] is None and "No module named 'ssd_kernels._cpu'" in report["modules"]["_cpu"]["reason"]
+    assert "native CPU module is not loaded" in report["operations"]["topk_linear"]["backends"]["cpu"]
+
+
+def test_doctor_refuses_unknown_options_and_names_of_backends(monkeypatch):
+    with pytest.raises(SystemExit, match="2"):
+        doctor.main(["--jso"])
+    monkeypatch.setenv("SSD_BACKEND", "fpga")
+    assert doctor.report()["operations"]["topk_linear"]["auto"] is None
+
+
+def test_doctor_into_a_closed_pipe():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-P", "-m", "ssd_kernels"], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_every_operation_is_listed():
+    assert set(_backend.OPERATIONS) == {path.parent.name for path in PACKAGE.glob("*/reference.py")}
 
 
 def test_doctor_in_a_bare_checkout_tells_of_the_installation(tmp_path):
