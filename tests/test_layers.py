@@ -41,7 +41,7 @@ def compiled_per_level() -> list[Path]:
     while ahead:
         path = ahead.pop()
         found.add(path)
-        places = [folder / header for header in includes(path) for folder in (path.parent, CSRC / "include")]
+        places = [folder / header for header in includes(path) for folder in (CSRC / "cpu", CSRC / "include")]
         ahead += [place for place in places if place.exists() and place not in found]
     return sorted(found)
 
@@ -102,20 +102,21 @@ def test_simd_files_hold_no_std_templates(path):
         "realloc",
         "free",
     }  # plain C functions
-    if path.parent == CSRC / "cpu" and re.search(r"\binline\b|SSD_INLINE|\bclass\b|\btemplate\b", code):
+    if CSRC / "cpu" in path.parents and re.search(r"\binline\b|SSD_INLINE|\bclass\b|\btemplate\b", code):
         assert re.search(r"namespace (ssd::cpu::)?SSD_LEVEL", code), "its functions need a name of their own per level"
 
 
 def test_cmake_lists_every_native_source():
     text = (ROOT / "CMakeLists.txt").read_text()
     operations = re.search(r"set\(SSD_CPU_OPERATIONS\s*([^)]*)\)", text)[1].split()
+    kernels = ["engine/kernels", *(f"ops/{operation}/{operation}" for operation in operations)]
     for path in (path for path in native_files if path.suffix in (".cpp", ".cu", ".inl")):
-        operation = re.sub(r"_(generic|avx2|avx512|avx512bf16)$", "", path.stem)
-        listed = name_of(path) in text or (path.parent == CSRC / "cpu" and operation in operations)
+        stem = re.sub(r"_(generic|avx2|avx512|avx512bf16)$", "", path.stem)
+        listed = name_of(path) in text or any(path.parent / stem == CSRC / "cpu" / kernel for kernel in kernels)
         assert listed or f"csrc/bindings/${{op}}{path.suffix}" in text, f"{name_of(path)} is in no target"
-    for operation in operations:
-        for name in (f"{operation}.inl", f"{operation}.cpp", f"{operation}_generic.cpp", f"{operation}_avx2.cpp"):
-            assert (CSRC / "cpu" / name).exists(), f"csrc/cpu/{name} is missing"
+    for kernel in kernels:
+        for suffix in (".inl", ".cpp", "_generic.cpp", "_avx2.cpp"):
+            assert kernel == "engine/kernels" or (CSRC / "cpu" / f"{kernel}{suffix}").exists(), f"{kernel}{suffix}"
 
 
 @pytest.mark.parametrize("path", kernel_modules, ids=name_of)

@@ -1,6 +1,6 @@
-// scan_bf16.h: every neuron whose canonical score passes a row's limit is a candidate, whatever the data; and the
-// rounding and the transposition are those of their definitions.
-#include "scan_bf16.h"
+// select/scan_bf16.h: every neuron whose canonical score passes a row's limit is a candidate, whatever the data; and
+// the rounding and the transposition are those of their definitions.
+#include "select/scan_bf16.h"
 
 #include <cmath>
 #include <vector>

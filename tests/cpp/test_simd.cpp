@@ -1,5 +1,5 @@
-// simd.h at one level: storage types, partial loads, the canonical dot product and its tiles.
-#include "simd.h"
+// simd/simd.h at one level: storage types, partial loads, the canonical dot product and its tiles.
+#include "simd/simd.h"
 
 #include <cmath>
 #include <vector>

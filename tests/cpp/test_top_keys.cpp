@@ -1,5 +1,5 @@
-// top_keys.h: the order of keys, the sort, the selection, and the buffer that keeps the best of a stream.
-#include "top_keys.h"
+// select/top_keys.h: the order of keys, the sort, the selection, and the buffer that keeps the best of a stream.
+#include "select/top_keys.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,0 +1,2 @@
+#define SSD_LEVEL avx2
+#include "engine/kernels.inl"

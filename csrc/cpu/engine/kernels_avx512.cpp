@@ -1,0 +1,2 @@
+#define SSD_LEVEL avx512
+#include "engine/kernels.inl"

@@ -1,0 +1,162 @@
+// One row's outputs, losses and their gradients (algorithm.md section 5): cross-entropy, logit distillation and
+// hidden distillation over the union of the student's and the teacher's active units, all normalisers in fp64.
+#include <cmath>
+
+#include "engine/state.h"
+
+namespace ssd::cpu {
+namespace {
+
+// The selected units of one row: where the student or the teacher is active there, its softmax terms; all other units
+// hold exp(0) in both and enter in closed form.
+//   log Z = log n + log1p(sum expm1(h / T) / n),   KL(q || p) = sum q (w - z) + log Z_z - log Z_w   (forward)
+double hidden_distillation(const SdmlpTeacher& teacher, int64_t sample, const SdmlpConfig& cfg, double weight,
+                           Row& row) {
+  const double inverse_t = 1.0 / cfg.temperature;
+  const double units = static_cast<double>(teacher.units);
+  double sum = 0;
+  for (int i = 0; i < row.count; ++i)
+    if (teacher.in_units[row.index[i]]) sum += std::expm1(row.h[i] * inverse_t);
+  const double z_student = units + sum;
+  const double log_student = std::log(units) + std::log1p(sum / units);
+  const double log_teacher = teacher.hidden_log_z[sample];
+  const double z_teacher_inverse = std::exp(-log_teacher);
+  const int64_t end = teacher.offsets[sample + 1];
+  const double scale = weight * cfg.temperature;  // T^2 of the loss, 1 / T of z = h / T
+
+  double cross = 0;  // forward: sum q (w - z); reverse: sum p (z - w)
+  for (int pass = 0; pass < (cfg.reverse_kl ? 2 : 1); ++pass) {
+    const double kl = cfg.reverse_kl ? cross + log_teacher - log_student : 0.0;
+    int64_t t = teacher.offsets[sample];
+    for (int i = 0; i < row.count; ++i) {
+      const int32_t neuron = row.index[i];
+      if (!teacher.in_units[neuron]) continue;
+      for (; t < end && teacher.indices[t] < neuron; ++t) {
+        if (pass > 0) continue;
+        const double w = teacher.values[t] * inverse_t;  // the student is silent here: z = 0
+        cross += cfg.reverse_kl ? -w / z_student : std::exp(w - log_teacher) * w;
+      }
+      const double z = row.h[i] * inverse_t;
+      const double p = std::exp(z) / z_student;
+      double w = 0, q = z_teacher_inverse;
+      if (t < end && teacher.indices[t] == neuron) {
+        w = teacher.values[t++] * inverse_t;
+        q = std::exp(w - log_teacher);
+      }
+      if (!cfg.reverse_kl) {
+        cross += q * (w - z);
+        row.dh[i] += static_cast<float>(scale * (p - q));
+      } else if (pass == 0) {
+        cross += p * (z - w);
+      } else {
+        row.dh[i] += static_cast<float>(scale * p * ((z - log_student) - (w - log_teacher) - kl));
+      }
+    }
+    for (; t < end && pass == 0; ++t) {
+      const double w = teacher.values[t] * inverse_t;
+      cross += cfg.reverse_kl ? -w / z_student : std::exp(w - log_teacher) * w;
+    }
+  }
+  const double kl = cfg.reverse_kl ? cross + log_teacher - log_student : cross + log_student - log_teacher;
+  return cfg.temperature * cfg.temperature * kl;
+}
+
+}  // namespace
+
+// CE and logit distillation of one row from its logits in y; their gradient goes to dy.
+void SdmlpTrainer::Impl::logit_losses(const SdmlpEpoch& epoch, int which, int batch) {
+  Row& row = rows[which];
+  const float* logits = &y[static_cast<size_t>(which) * Cp];
+  float* gradient = &dy[static_cast<size_t>(which) * Cp];
+  const SdmlpTeacher* teacher = epoch.teacher;
+  const double ce_weight = teacher ? cfg.alpha : 1.0;
+  constexpr int kInline = 256;
+  double inline_buffer[2 * kInline];
+  std::vector<double> heap_buffer;
+  double* p = inline_buffer;
+  if (C > kInline) {
+    heap_buffer.resize(2 * C);
+    p = heap_buffer.data();
+  }
+  const int64_t label = epoch.y[row.sample];
+  double highest = logits[0];
+  for (int64_t c = 1; c < C; ++c) highest = logits[c] > highest ? logits[c] : highest;
+
+  for (int64_t c = 0; c < C; ++c) p[c] = logits[c] - highest;
+  const double shifted_label = p[label];
+  double* soft = p + C;
+  const double inverse_t = 1.0 / cfg.temperature;
+  if (teacher)
+    for (int64_t c = 0; c < C; ++c) soft[c] = p[c] * inverse_t;
+  double cross = 0;  // sum q z
+  if (teacher) {
+    const double* q = teacher->probabilities + row.sample * C;
+    for (int64_t c = 0; c < C; ++c) cross += q[c] * soft[c];
+  }
+  double cross_reverse = 0;
+  kernel.exp_rows(p, teacher ? 2 * C : C);
+  double total = 0;
+  for (int64_t c = 0; c < C; ++c) total += p[c];
+  row.ce = std::log(total) - shifted_label;
+  const double scale = ce_weight / batch;
+  const double inverse = 1.0 / total;
+  row.kd_logits = row.kd_hidden = 0;
+  if (!teacher) {
+    for (int64_t c = 0; c < C; ++c) gradient[c] = static_cast<float>(scale * (p[c] * inverse - (c == label)));
+  } else {
+    const double* q = teacher->probabilities + row.sample * C;
+    double soft_total = 0;
+    for (int64_t c = 0; c < C; ++c) soft_total += soft[c];
+    const double log_soft = std::log(soft_total), soft_inverse = 1.0 / soft_total;
+    const double t = cfg.temperature;
+    const double kd = (1 - cfg.alpha) * (1 - cfg.lam) * t / batch;
+    double kl;
+    if (!cfg.reverse_kl) {
+      kl = teacher->neg_entropy[row.sample] - (cross - log_soft);
+      for (int64_t c = 0; c < C; ++c)
+        gradient[c] =
+            static_cast<float>(scale * (p[c] * inverse - (c == label)) + kd * (soft[c] * soft_inverse - q[c]));
+    } else {
+      for (int64_t c = 0; c < C; ++c) {
+        const double ps = soft[c] * soft_inverse;
+        cross_reverse += ps * ((logits[c] - highest) * inverse_t - log_soft - std::log(q[c]));
+      }
+      kl = cross_reverse;
+      for (int64_t c = 0; c < C; ++c) {
+        const double ps = soft[c] * soft_inverse;
+        const double ratio = (logits[c] - highest) * inverse_t - log_soft - std::log(q[c]);
+        gradient[c] = static_cast<float>(scale * (p[c] * inverse - (c == label)) + kd * ps * (ratio - kl));
+      }
+    }
+    row.kd_logits = t * t * kl;
+  }
+  for (int64_t c = C; c < Cp; ++c) gradient[c] = 0.f;
+}
+
+// Hidden distillation of one row, where there is any; its gradient is added to row.dh.
+void SdmlpTrainer::Impl::hidden_loss(const SdmlpEpoch& epoch, int which, int batch) {
+  const SdmlpTeacher* teacher = epoch.teacher;
+  if (!teacher || teacher->units == 0) return;
+  Row& row = rows[which];
+  row.kd_hidden = hidden_distillation(*teacher, row.sample, cfg, (1 - cfg.alpha) * cfg.lam / batch, row);
+}
+
+void SdmlpTrainer::Impl::forward(const SdmlpEpoch& epoch, int which, int batch) {
+  Row& row = rows[which];
+  kernel.output_row(row.index.data(), row.h.data(), row.count, output.data(), Cp, &y[static_cast<size_t>(which) * Cp]);
+  logit_losses(epoch, which, batch);
+  const float* gradient = &dy[static_cast<size_t>(which) * Cp];
+  kernel.backward_row(row.index.data(), row.count, output.data(), static_cast<int>(C), Cp, gradient, row.dh.data());
+  hidden_loss(epoch, which, batch);
+
+  // Where each chunk of neurons begins in the row's ascending list.
+  row.chunk_begin.resize(kUpdateChunks + 1);
+  int at = 0;
+  for (int chunk = 0; chunk < kUpdateChunks; ++chunk) {
+    while (at < row.count && row.index[at] < chunks[chunk].begin) ++at;
+    row.chunk_begin[chunk] = at;
+  }
+  row.chunk_begin[kUpdateChunks] = row.count;
+}
+
+}  // namespace ssd::cpu

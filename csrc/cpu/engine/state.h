@@ -1,0 +1,256 @@
+// The SDMLP trainer's state and the parts of one step. Plain C++: the inner loops are in kernels.h.
+//   run.cpp     the step loop                    scan.cpp                       exact winners by scanning
+//   loss.cpp    outputs, losses, gradients       certificates/certificates.cpp  exact winners without scanning
+//   update.cpp  gradients, update of the rows    forms/all_active.cpp           the phase with every neuron active
+//   trainer.cpp state and inference              forms/tiles.cpp                the form for many active neurons
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "engine/certificates/certificates.h"
+#include "engine/kernels.h"
+#include "ssd/sdmlp_trainer.h"
+#include "ssd/team.h"
+
+namespace ssd::cpu {
+
+// Rows that start with a cache line: what vectors read a line at a time must not straddle two.
+template <class T>
+struct LineAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+  LineAllocator() = default;
+  template <class U>
+  LineAllocator(const LineAllocator<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kLine)); }
+  void deallocate(T* p, size_t) { ::operator delete(p, kLine); }
+  template <class U>
+  bool operator==(const LineAllocator<U>&) const {
+    return true;
+  }
+  template <class U>
+  bool operator!=(const LineAllocator<U>&) const {
+    return false;
+  }
+};
+using Floats = std::vector<float, LineAllocator<float>>;
+
+// One sample of the batch: its threshold and its active neurons, ascending.
+struct Row {
+  const float* x = nullptr;
+  int64_t sample = -1;  // -1: not one of the training samples
+  float threshold = 0;
+  bool certified = false;
+  bool duplicate = false;        // its sample stands in the batch twice
+  int count = 0;                 // active neurons
+  std::vector<int32_t> top;      // after a scan: K + 1 neurons at or above the threshold
+  std::vector<int32_t> index;    // (count,)
+  std::vector<float> h, dh;      // (count,) activation, and the loss's gradient
+  std::vector<int> chunk_begin;  // (kUpdateChunks + 1,) where each chunk of neurons begins in index
+  double ce = 0, kd_hidden = 0, kd_logits = 0;
+
+  void reserve(int64_t entries) {
+    if (static_cast<int64_t>(index.size()) < entries) {
+      index.resize(entries);
+      h.resize(entries);
+      dh.resize(entries);
+    }
+  }
+};
+
+// Survivors of a scan over a range of neurons for one row: (neuron, score), ascending, and the K + 1 best scores.
+struct ScanList {
+  std::vector<int32_t> index;
+  std::vector<float> score;
+  std::vector<float> heap;  // min-heap of the K + 1 best scores
+  float floor = -1;         // lower bound of the row's threshold; -1: none yet
+  int count = 0;
+};
+
+constexpr int kUpdateChunks = 16;          // neurons are updated in this many ranges, whatever the number of threads
+constexpr int kScanBlock = 48;             // neurons scored before their survivors are picked out
+constexpr int kScanRows = 32;              // rows that share one pass over the weights
+constexpr int kScanWarm = 2 * kScanBlock;  // neurons scored in fp32 before bf16 preselection has limits to work with
+constexpr int kPreselectRows = 128;  // the same where W is rounded to bf16 on the way: more rows share the rounding
+
+constexpr int64_t kTileBytes = int64_t{1} << 30;  // bound of the scores that a step without lists keeps instead
+constexpr int kTileSparse = 3;  // a neuron's gradient is a masked product where 1 row in 3 has it active, else a list
+
+constexpr double kMovementGrowth = 1.0 + 1e-4;   // covers the rounding of a movement's own computation
+constexpr int64_t kEraBytes = int64_t{1} << 28;  // bound of the rows kept as they were at the era's start
+
+// The neurons of one range that a step touched, ascending, with their gradients.
+struct UpdateChunk {
+  int64_t begin = 0, end = 0;    // neurons
+  std::vector<uint64_t> bitmap;  // touched neurons of the range
+  std::vector<int32_t> slot_of;  // (end - begin,) valid for touched neurons
+  std::vector<int32_t> neuron;   // (slots,)
+  std::vector<int32_t> first;    // (slots + 1,) where a slot's samples begin
+  std::vector<int32_t> row;      // (pairs,) batch rows, ascending within a slot
+  std::vector<float> h, dh;      // (pairs,)
+  Floats gradient;               // (slots, D)
+  Floats output_gradient;        // (slots, Cp)
+  std::vector<float> pull;       // (D,) scratch: a row's penalty gradient
+  Floats coef;                   // scratch: gradients of some neurons over all batch rows, 0 where silent
+  double norm2 = 0;              // squared norm of the range's gradients
+  std::vector<const float*> x;   // scratch of one slot
+  // Rows as they were when they first moved in this era, and how far they may have been from its start then.
+  Floats era_rows;                   // (kept, D)
+  std::vector<double> era_distance;  // (kept,)
+  std::vector<int32_t> era_place;    // (end - begin,) place among them or -1
+  Certificates::Delta delta;
+};
+
+struct SdmlpTrainer::Impl {
+  Impl(const SdmlpConfig& config, float* weight, float* output_weight, int64_t* counts);
+
+  // ---- State.
+  SdmlpConfig cfg;
+  const SdmlpKernels& kernel;
+  int64_t R, D, C, K;
+  int Cp;                                   // C rounded up to whole vectors
+  float *weight, *output_weight;            // (R, D), (C, R): the caller's
+  int64_t* counts;                          // (R,)
+  Floats output;                            // (R, Cp) output_weight transposed, padded with 0
+  std::vector<float> gaba;                  // (R,)
+  Floats weight_velocity, output_velocity;  // (R, D), (R, Cp); empty without momentum
+  std::vector<uint8_t> in_motion;           // (R,) 1 where a velocity may not be 0
+  // The quadratic penalty of this call: output parts transposed to (R, Cp), rows that it pulls at all, and the squared
+  // norm of each row's pull, so that rows no sample touches cost one pass a step and not two.
+  Floats output_importance, output_anchor;
+  std::vector<uint8_t> pulled;
+  std::vector<double> pull_norm2;
+  // The all-active phase (forms/all_active.cpp): products of the model, kept up to date by every dense update.
+  struct Products {
+    Floats vw;               // (C, D) V W
+    std::vector<double> vg;  // (C,) V g
+    Floats vv;               // (C, Cp) V V^T
+  };
+  Products products;
+  std::vector<Products> range_products;  // of each range of neurons
+  bool products_valid = false;
+  Floats dense_m;                      // (Cp, D) G^T X, rows past C are 0
+  std::vector<double> dense_q;         // (C,) G^T I
+  int64_t highest_count = 0;           // largest counter
+  bool threshold_only = false;         // certificates are kept for thresholds (g = 1), as the all-active phase needs
+  std::vector<float> ones;             // (R,) the coefficients of that kind
+  std::vector<uint64_t> stale_output;  // neurons whose column of output_weight is behind `output`
+  Certificates certificates;
+
+  // ---- One batch.
+  std::vector<Row> rows;
+  Floats y, dy;  // (B, Cp)
+  std::vector<ScanList> lists;
+  std::vector<std::atomic<float>> scan_floors;  // of the rows of a scan: lower bounds of the thresholds, -1: none
+  std::vector<int> pending;                     // rows that no certificate covers
+  // (N, K + 1) the neurons at or above a sample's threshold when it was last seen, -1: never. The least of their scores
+  // now is a lower bound of its threshold.
+  std::vector<int32_t> likely;
+  // Neurons that won lately, for samples never seen: rows of a kind share winners. A ring; (R,) whether in it.
+  std::vector<int32_t> popular;
+  std::vector<uint8_t> is_popular;
+  size_t popular_next = 0;
+  std::vector<UpdateChunk> chunks;
+  std::vector<ScratchRow> scratch;  // per thread
+  struct Tiles {
+    int batch = 0, columns = 0;           // rows of the batch, rounded up to kTileColumns
+    Floats inputs, sliced;                // (B, D), and the same in slices (SdmlpKernels::tile_slice)
+    Floats scores;                        // (R, columns), activations later
+    std::vector<float> floors;            // (ranges, columns) lower bounds of the thresholds
+    std::vector<int32_t> best;            // (ranges, columns) entries of the lists below
+    std::vector<float> best_score;        // (ranges, columns, K + 1)
+    std::vector<int32_t> best_index;      // the same shape
+    std::vector<float> thresholds;        // (columns,)
+    Floats y, dy;                         // (C, columns)
+    std::vector<float> active;            // (columns,) active neurons of each row
+    std::vector<int32_t> units, unit_of;  // selected units, ascending; (R,) place among them or -1
+    Floats unit_gradient;                 // (units, columns) hidden distillation's part of dh
+  } tiles;
+  std::unique_ptr<Team> team;
+  double last_active = 1e30;    // active neurons per row in the last call; huge: not known
+  double recent_active = 1e30;  // the same in the last step
+
+  void use_threads(int threads);
+  void load_state();
+  void write_output();
+  float gaba_of(int64_t count) const;
+
+  // ---- scan.cpp
+  struct ScanPlan {
+    int groups = 1, parts = 1;  // groups of rows x ranges of neurons
+    int rows = kScanRows;       // rows of a group
+    bool preselect = false;     // bf16 scores name the candidates
+  };
+  ScanPlan plan_scan(int n, const float* coefficients) const;
+  float floor_of(const Row& row) const;  // by `likely`, else by `popular`; -1: none
+  void remember(Row& row, const int32_t* index, const float* score, int n);
+  // Readies the lists and bounds of a scan of n rows by this plan.
+  void scan_begin(const int* which, int n, const ScanPlan& plan);
+  void scan_end(int n);  // after finish_scan of rows [0, n): what they teach the next scan
+  void scan_block(const float* const* x, ScanList* const* list, int count, int64_t first, int size, float gap,
+                  const float* coefficients);
+  // Scores range `part` for row group `group` of which[], keeping what exceeds g * floor - gap; lists[] gets it.
+  // `coefficients` (R,) are g, or ones where only the threshold is wanted.
+  void scan(const int* which, int n, ScanPlan plan, int group, int part, float gap, const float* coefficients);
+  // Merges a row's lists into its threshold and active neurons; false when a score is NaN. As in scan.
+  bool finish_scan(int which, int position, ScanPlan plan, float gap, const float* coefficients);
+  void activate(Row& row, const int32_t* index, const float* score, int n, float threshold);
+
+  // ---- loss.cpp
+  void logit_losses(const SdmlpEpoch& epoch, int which, int batch);
+  void hidden_loss(const SdmlpEpoch& epoch, int which, int batch);
+  void forward(const SdmlpEpoch& epoch, int which, int batch);
+
+  // ---- forms/all_active.cpp: every neuron of every row active
+  bool all_active() const { return cfg.gaba_switch > 0 && 2.0 * static_cast<double>(highest_count) < cfg.gaba_switch; }
+  // Also needed: no teacher, penalty or momentum.
+  bool dense_form(const SdmlpEpoch& epoch) const {
+    return all_active() && !epoch.teacher && !epoch.penalty && weight_velocity.empty();
+  }
+  void dense_prepare(int chunk);  // products of the present model, from scratch
+  void dense_collect();           // adds up the ranges' products, in order
+  void dense_forward(const SdmlpEpoch& epoch, int which, int batch);
+  void dense_gradient(int c, int batch);  // one class's row of M and entry of q
+  void dense_output_gradient(int chunk);  // dV of a range, and its squared norm
+  double dense_weight_norm2() const;
+  void add_products(Products& part, int64_t first, int n);  // of n neurons
+  void dense_update(int chunk, float scale, int64_t batch);
+
+  // ---- forms/tiles.cpp
+  bool tile_form(int64_t batch) const;
+  void tile_begin(const SdmlpEpoch& epoch, int batch);
+  void tile_load(int begin, int end);
+  bool tile_scores(int chunk);
+  void tile_threshold(int b, std::vector<std::pair<float, int32_t>>& merged);
+  void tile_forward(const SdmlpEpoch& epoch, int group);
+  void tile_hidden(const SdmlpEpoch& epoch, int b);
+  void tile_backward(int chunk, const SdmlpPenalty* penalty);
+
+  // ---- update.cpp
+  void group(int chunk, int batch);
+  void add_norm(UpdateChunk& chunk, int slot, double norm2, int64_t* next, const SdmlpPenalty* penalty);
+  void backward(int chunk, int batch, const SdmlpPenalty* penalty);
+  void update(int chunk, float scale, const SdmlpPenalty* penalty);
+  void update_all(int chunk, float scale, const SdmlpPenalty* penalty);
+  void move(UpdateChunk& chunk, int64_t neuron, const float* gradient, const float* output_gradient, float scale,
+            int64_t active);
+  double step_row(UpdateChunk& chunk, int64_t neuron, const float* gradient, float step);
+  void begin_era();
+  void prepare_penalty(const SdmlpPenalty& penalty);
+  double pull_norm(int64_t neuron, const SdmlpPenalty& penalty, std::vector<float>& pull) const;
+
+  // ---- trainer.cpp
+  struct Run;
+  double measure_active(const SdmlpEpoch& epoch);
+};
+
+inline double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace ssd::cpu

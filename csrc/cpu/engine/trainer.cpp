@@ -1,0 +1,183 @@
+// The trainer's state, inference, and the choice of the instruction set. The step loop is in run.cpp.
+#include "ssd/sdmlp_trainer.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+
+#include "engine/state.h"
+
+namespace ssd::cpu {
+
+namespace generic {
+const SdmlpKernels& sdmlp_table();
+}
+#ifdef SSD_X86
+namespace avx2 {
+const SdmlpKernels& sdmlp_table();
+}
+namespace avx512 {
+const SdmlpKernels& sdmlp_table();
+}
+namespace avx512bf16 {
+const SdmlpKernels& sdmlp_table();
+}
+#endif
+
+const SdmlpKernels& sdmlp_kernels(SimdLevel level) {
+  switch (level) {
+#ifdef SSD_X86
+    case SimdLevel::kAvx512Bf16:
+      return avx512bf16::sdmlp_table();
+    case SimdLevel::kAvx512:
+      return avx512::sdmlp_table();
+    case SimdLevel::kAvx2:
+      return avx2::sdmlp_table();
+#endif
+    default:
+      return generic::sdmlp_table();
+  }
+}
+
+SdmlpTrainer::Impl::Impl(const SdmlpConfig& config, float* weight_, float* output_weight_, int64_t* counts_)
+    : cfg(config),
+      kernel(sdmlp_kernels(config.simd)),
+      R(config.neurons),
+      D(config.inputs),
+      C(config.classes),
+      K(config.k),
+      Cp(static_cast<int>((config.classes + 15) / 16 * 16)),
+      weight(weight_),
+      output_weight(output_weight_),
+      counts(counts_) {
+  output.resize(R * Cp);
+  gaba.resize(R);
+  stale_output.assign((R + 63) / 64, 0);
+  chunks.resize(kUpdateChunks);
+  for (int c = 0; c < kUpdateChunks; ++c) {
+    const int64_t words = (R + 63) / 64;  // ranges end at multiples of 64: no two share a word of stale_output
+    chunks[c].begin = std::min(R, words * c / kUpdateChunks * 64);
+    chunks[c].end = std::min(R, words * (c + 1) / kUpdateChunks * 64);
+    chunks[c].bitmap.assign((chunks[c].end - chunks[c].begin + 63) / 64, 0);
+    chunks[c].slot_of.assign(chunks[c].end - chunks[c].begin, 0);
+  }
+  if (cfg.momentum > 0) {
+    weight_velocity.assign(R * D, 0.f);
+    output_velocity.assign(R * Cp, 0.f);
+    in_motion.assign(R, 0);
+  }
+  range_products.resize(kUpdateChunks);
+  ones.assign(R, 1.f);
+  dense_m.resize(Cp * D);
+  dense_q.resize(C);
+  certificates.configure(R, D, K, config.exhaustive ? 0 : config.cache_bytes, kernel);
+  load_state();
+}
+
+float SdmlpTrainer::Impl::gaba_of(int64_t count) const {
+  if (!(cfg.gaba_switch > 0)) return 1.f;
+  const double g = -1.0 + 2.0 * static_cast<double>(count) / cfg.gaba_switch;
+  return static_cast<float>(g > 1.0 ? 1.0 : g);
+}
+
+void SdmlpTrainer::Impl::load_state() {
+  std::fill(output.begin(), output.end(), 0.f);
+  for (int64_t c = 0; c < C; ++c)
+    for (int64_t j = 0; j < R; ++j) output[j * Cp + c] = output_weight[c * R + j];
+  for (int64_t j = 0; j < R; ++j) gaba[j] = gaba_of(counts[j]);
+  highest_count = *std::max_element(counts, counts + R);
+  products_valid = false;
+  last_active = recent_active = 1e30;
+  certificates.reset();
+  begin_era();
+  threshold_only = false;
+  certificates.set_gaba(gaba);
+}
+
+void SdmlpTrainer::Impl::use_threads(int threads) {
+  if (!team || team->threads() != threads) team = std::make_unique<Team>(threads);
+  if (static_cast<int>(scratch.size()) < threads) scratch.resize(threads);
+}
+
+// Brings the caller's (C, R) output weights up to date with the neurons that changed.
+void SdmlpTrainer::Impl::write_output() {
+  for (size_t w = 0; w < stale_output.size(); ++w) {
+    for (uint64_t word = stale_output[w]; word; word &= word - 1) {
+      const int64_t j = static_cast<int64_t>(w) * 64 + __builtin_ctzll(word);
+      for (int64_t c = 0; c < C; ++c) output_weight[c * R + j] = output[j * Cp + c];
+    }
+    stale_output[w] = 0;
+  }
+}
+
+SdmlpTrainer::SdmlpTrainer(const SdmlpConfig& config, float* weight, float* output_weight, int64_t* counts)
+    : impl_(std::make_unique<Impl>(config, weight, output_weight, counts)) {}
+SdmlpTrainer::~SdmlpTrainer() = default;
+
+bool SdmlpTrainer::infer(const float* x, int64_t samples, int threads, float* logits, int64_t* frequencies,
+                         const uint8_t* keep, SdmlpActivations* activations) {
+  Impl& self = *impl_;
+  constexpr int64_t kBatch = 256;
+  if (static_cast<int64_t>(self.rows.size()) < kBatch) self.rows.resize(kBatch);
+  std::vector<int> which(kBatch);
+  for (int i = 0; i < kBatch; ++i) which[i] = i;
+  std::vector<float> outputs(static_cast<size_t>(kBatch) * self.Cp);
+  if (activations) activations->offsets.assign(1, 0);
+  std::atomic<bool> finite{true};
+  self.use_threads(threads);
+  for (int64_t begin = 0; begin < samples; begin += kBatch) {
+    const int n = static_cast<int>(std::min(kBatch, samples - begin));
+    const Impl::ScanPlan plan = self.plan_scan(n, self.gaba.data());
+    for (int i = 0; i < n; ++i) {
+      self.rows[i].x = x + (begin + i) * self.D;
+      self.rows[i].sample = -1;
+    }
+    self.scan_begin(which.data(), n, plan);
+    self.team->for_each(plan.groups * plan.parts, [&](int c, int) {
+      self.scan(which.data(), n, plan, c / plan.parts, c % plan.parts, 0.f, self.gaba.data());
+    });
+    self.team->for_each(n, [&](int i, int) {
+      Row& row = self.rows[i];
+      if (!self.finish_scan(i, i, plan, 0.f, self.gaba.data())) {
+        finite.store(false);
+        row.count = 0;
+      }
+      if (!logits) return;
+      float* y = &outputs[static_cast<size_t>(i) * self.Cp];
+      self.kernel.output_row(row.index.data(), row.h.data(), row.count, self.output.data(), self.Cp, y);
+      std::copy_n(y, self.C, logits + (begin + i) * self.C);
+    });
+    self.scan_end(n);
+    for (int i = 0; i < n; ++i) {
+      const Row& row = self.rows[i];
+      for (int e = 0; e < row.count; ++e) {
+        if (frequencies) ++frequencies[row.index[e]];
+        if (activations && keep[row.index[e]]) {
+          activations->indices.push_back(row.index[e]);
+          activations->values.push_back(row.h[e]);
+        }
+      }
+      if (activations) activations->offsets.push_back(static_cast<int64_t>(activations->indices.size()));
+    }
+  }
+  return finite.load();
+}
+
+void SdmlpTrainer::invalidate() { impl_->load_state(); }
+
+void SdmlpTrainer::get_velocity(float* weight, float* output) const {
+  const Impl& self = *impl_;
+  std::copy(self.weight_velocity.begin(), self.weight_velocity.end(), weight);
+  for (int64_t c = 0; c < self.C; ++c)
+    for (int64_t j = 0; j < self.R; ++j) output[c * self.R + j] = self.output_velocity[j * self.Cp + c];
+}
+
+void SdmlpTrainer::set_velocity(const float* weight, const float* output) {
+  Impl& self = *impl_;
+  std::copy_n(weight, self.weight_velocity.size(), self.weight_velocity.begin());
+  for (int64_t c = 0; c < self.C; ++c)
+    for (int64_t j = 0; j < self.R; ++j) self.output_velocity[j * self.Cp + c] = output[c * self.R + j];
+  std::fill(self.in_motion.begin(), self.in_motion.end(), uint8_t{1});
+}
+
+}  // namespace ssd::cpu

@@ -1,3 +1,0 @@
-#define SSD_LEVEL avx2
-#include "gaba_linear.inl"
-#include "gaba_linear_backward.h"

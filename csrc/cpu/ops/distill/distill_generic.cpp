@@ -1,0 +1,2 @@
+#define SSD_LEVEL generic
+#include "ops/distill/distill.inl"

@@ -1,0 +1,85 @@
+// sparse_update: checks the rows, clips by their norm, splits them by index, picks the SIMD level.
+#include "ssd/sparse_update.h"
+
+#include <atomic>
+#include <cmath>
+#include <limits>
+
+#include "ops/sparse_update/sparse_update_levels.h"
+#include "ssd/parallel.h"
+#include "threads/work.h"
+
+namespace ssd::cpu {
+namespace {
+
+struct Level {
+  decltype(&generic::sparse_update_rows) rows;
+  decltype(&generic::sparse_update_squares) squares;
+};
+
+Level pick(SimdLevel level) {
+  switch (level) {
+#ifdef SSD_X86
+    case SimdLevel::kAvx512Bf16:
+    case SimdLevel::kAvx512:
+      return {avx512::sparse_update_rows, avx512::sparse_update_squares};
+    case SimdLevel::kAvx2:
+      return {avx2::sparse_update_rows, avx2::sparse_update_squares};
+#endif
+    default:
+      return {generic::sparse_update_rows, generic::sparse_update_squares};
+  }
+}
+
+constexpr double kWorthThread = 20000;  // numbers that pay for waking a thread
+
+// min(1, max_norm / (norm + 1e-6)) of rows whose squares are added in a fixed order; NaN stays.
+double clip_coefficient(const double* squares, int64_t rows, double max_norm) {
+  constexpr int kLanes = 8;
+  double sums[kLanes] = {};
+  int64_t m = 0;
+  for (; m + kLanes <= rows; m += kLanes)
+    for (int l = 0; l < kLanes; ++l) sums[l] += squares[m + l];
+  for (int l = 0; m < rows; ++m, ++l) sums[l] += squares[m];
+  double total = 0;
+  for (const double sum : sums) total += sum;
+  const double coefficient = max_norm / (std::sqrt(total) + 1e-6);
+  return coefficient > 1 ? 1 : coefficient;
+}
+
+}  // namespace
+
+SparseUpdateResult sparse_update(const SparseUpdateParams& given, SimdLevel level) {
+  SparseUpdateParams params = given;
+  int64_t before = -1;
+  for (int64_t m = 0; m < params.rows; ++m) {
+    if (params.indices[m] <= before) return SparseUpdateResult::kBadRows;
+    before = params.indices[m];
+  }
+  if (before >= params.neurons) return SparseUpdateResult::kBadRows;
+  const Level run = pick(level);
+  const int threads =
+      worthwhile_threads(params.threads, static_cast<double>(params.rows) * params.inputs, kWorthThread);
+  if (params.max_norm < std::numeric_limits<double>::infinity()) {
+    const Memory memory(std::malloc(static_cast<size_t>(params.rows + 1) * sizeof(double)));
+    if (!memory) return SparseUpdateResult::kNoMemory;
+    double* const squares = static_cast<double*>(memory.get());
+    parallel(threads, [&](int part) {
+      const Range rows = split_range(params.rows, threads, part);
+      run.squares(params, rows.begin, rows.end, squares);
+    });
+    params.step *= clip_coefficient(squares, params.rows, params.max_norm);
+  }
+  std::atomic<bool> ok{true};
+  parallel(threads, [&](int part) {
+    const Range rows = split_range(params.rows, threads, part);
+    const Memory scratch(std::malloc(static_cast<size_t>(params.inputs + 1) * sizeof(double)));
+    if (scratch)
+      run.rows(params, rows.begin, rows.end, scratch.get());
+    else
+      ok = false;
+  });
+  return ok ? SparseUpdateResult::kDone : SparseUpdateResult::kNoMemory;
+}
+
+}  // namespace ssd::cpu

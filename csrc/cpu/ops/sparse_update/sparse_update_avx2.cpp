@@ -1,0 +1,2 @@
+#define SSD_LEVEL avx2
+#include "ops/sparse_update/sparse_update.inl"

@@ -1,0 +1,266 @@
+// Fused matmul + Top-K: act(x W^T + bias), the K + 1 largest per row of x, ties to the lowest neuron, NaN largest.
+//
+// Work: a part owns rows of x (or, for few rows, a range of neurons; the parts are merged by keys afterwards). It holds
+// a block of x in fp32 (fp64), walks panels of W, and keeps per row a buffer of keys and a limit that only rises.
+// Traffic: W once per block of x rows, x once, and (K + 1) keys per row; never the (B, R) scores.
+// Determinism: every score is the canonical dot product, and the K + 1 largest keys are one definite set, so neither
+// the blocking nor the number of parts can change a result.
+#include "ops/topk_linear/topk_linear_levels.h"
+#include "rows/rows.h"
+#include "select/preselect.h"
+#include "select/scan.h"
+#include "select/top_keys.h"
+#include "ssd/topk_linear.h"
+
+namespace ssd::cpu::SSD_LEVEL {
+
+constexpr int64_t kMostPanel = 2048;  // neurons per scan
+
+// Sizes of one part's blocking.
+struct Blocking {
+  int64_t need;      // kept per row: K + 1, or R where that is less
+  int64_t capacity;  // of a row's buffer
+  int64_t rows;      // of x per block; W is read from memory once per block
+  int64_t sub;       // of x per scan: in L1
+  int64_t panel;     // rows of W per scan: in L2
+  bool preselect;    // bf16 scores first
+};
+
+template <class T>
+Blocking blocking(const TopkLinearParams& p, const TopkPart& part) {
+  Blocking b;
+  const int64_t bytes = p.inputs * static_cast<int64_t>(sizeof(T));
+  b.need = p.k < p.neurons ? p.k + 1 : p.k;
+  b.capacity = TopKeys<T>::capacity_for(b.need);
+  b.preselect = false;
+#ifdef __AVX512BF16__
+  b.preselect = sizeof(T) == sizeof(float) && part.row_end - part.row_begin >= kPreselectRows &&
+                p.inputs >= kPreselectInputs && part.neuron_end - part.neuron_begin >= kPreselectNeurons;
+#endif
+  // Blocks larger than L2 still pay: W comes from memory once per block, and x from L3 once per panel.
+  const int64_t by_cache = clamp((768 << 10) / bytes, 64, 256);
+  const int64_t by_memory = (8 << 20) / (b.capacity * static_cast<int64_t>(sizeof(Key<T>)));
+  b.rows = clamp(clamp(by_memory, kTileX, by_cache) / kTileX * kTileX, kTileX, part.row_end - part.row_begin);
+  b.sub = clamp((24 << 10) / bytes / kTileX * kTileX, kTileX, b.rows);
+  b.panel = clamp((384 << 10) / bytes / kTileW * kTileW, 4 * kTileW, kMostPanel);
+  return b;
+}
+
+// Sorts a row's keys and writes its winners and its threshold.
+template <class S, class T>
+void write_row(const TopkLinearParams& p, int64_t row, Key<T>* keys) {
+  const bool beyond = p.k < p.neurons;
+  sort_keys(keys, p.k + beyond);
+  const T threshold = beyond ? KeyOf<T>::score(keys[p.k]) : T{0};
+  from_acc(threshold, static_cast<S*>(p.threshold) + row);
+  S* values = static_cast<S*>(p.values) + row * p.k;
+  int32_t* indices = p.indices + row * p.k;
+  for (int64_t i = 0; i < p.k; ++i) {
+    T value = KeyOf<T>::score(keys[i]);
+    if (p.inhibition) {
+      value = value - threshold;
+      if (value <= 0) value = 0;
+    }
+    from_acc(value, values + i);
+    indices[i] = static_cast<int32_t>(KeyOf<T>::neuron(keys[i]));
+  }
+}
+
+template <class S, class T>
+class Part {
+ public:
+  Part(const TopkLinearParams& params, const TopkPart& part)
+      : p_(params), part_(part), b_(blocking<T>(params, part)), arena_(bytes()) {
+    if (!arena_.ok()) return;
+    x_ = arena_.template take<T>(b_.rows * p_.inputs);
+    panel_ = arena_.template take<T>(widened() ? b_.panel * p_.inputs : 0);
+    scale_ = arena_.template take<T>(affine_size());
+    shift_ = arena_.template take<T>(affine_size());
+    limits_ = arena_.template take<T>((b_.rows + kTileX) * kTileW);
+    top_ = arena_.template take<TopKeys<T>>(b_.rows);
+    keys_ = arena_.template take<Key<T>>(b_.rows * b_.capacity);
+  }
+
+  bool run() {
+    if (!arena_.ok()) return false;
+    for (int64_t row = part_.row_begin; row < part_.row_end; row += b_.rows) {
+      const int64_t rows = clamp(part_.row_end - row, 1, b_.rows);
+      load_block(row, rows);
+      int64_t first = part_.neuron_begin;
+#ifdef __AVX512BF16__
+      if constexpr (sizeof(T) == sizeof(float)) {
+        if (b_.preselect) {
+          Preselection<S> preselection(rows, p_.inputs);
+          if (!preselection.ok()) return false;
+          preselection.load(x_, rows);
+          scan_panel(first, clamp(b_.panel, 1, kPreselectStart), rows);  // without limits all neurons are candidates
+          first += clamp(b_.panel, 1, kPreselectStart);
+          for (bool pays = true; pays && first < part_.neuron_end; first += kMostPanel)
+            pays = preselect_panel(preselection, first, clamp(part_.neuron_end - first, 1, kMostPanel));
+        }
+      }
+#endif
+      for (; first < part_.neuron_end; first += b_.panel)
+        scan_panel(first, clamp(part_.neuron_end - first, 1, b_.panel), rows);
+      for (int64_t r = 0; r < rows; ++r) finish(row + r, top_[r]);
+    }
+    return true;
+  }
+
+ private:
+  static constexpr bool widened() { return sizeof(S) != sizeof(T); }
+
+  // Room for the scales or the shifts of a panel, whichever scan it belongs to.
+  static constexpr int64_t affine_size() { return kMostPanel; }
+
+  size_t bytes() const {
+    using A = Arena;
+    return A::size_of<T>(b_.rows * p_.inputs) + A::size_of<T>(widened() ? b_.panel * p_.inputs : 0) +
+           2 * A::size_of<T>(affine_size()) + A::size_of<T>((b_.rows + kTileX) * kTileW) +
+           A::size_of<TopKeys<T>>(b_.rows) + A::size_of<Key<T>>(b_.rows * b_.capacity);
+  }
+
+  void load_block(int64_t row, int64_t rows) {
+    for (int64_t r = 0; r < rows; ++r) {
+      T* to = x_ + r * p_.inputs;
+      widen_row(static_cast<const S*>(p_.x) + (row + r) * p_.x_stride, to, p_.inputs);
+      if (p_.normalize_input) {
+        const T norm = guarded_norm(to, p_.inputs);
+        for (int64_t d = 0; d < p_.inputs; ++d) to[d] /= norm;
+      }
+      top_[r] = {keys_ + r * b_.capacity, 0, b_.need, b_.capacity};
+    }
+    const T everything = static_cast<T>(__builtin_nan(""));
+    for (int64_t i = 0; i < (rows + kTileX) * kTileW; ++i) limits_[i] = everything;
+  }
+
+  const S* weight_row(int64_t j) const { return static_cast<const S*>(p_.weight) + j * p_.weight_stride; }
+
+  // The panel in the accumulation type.
+  const T* load_panel(int64_t first, int64_t neurons, ptrdiff_t* stride) {
+    if constexpr (widened()) {
+      for (int64_t j = 0; j < neurons; ++j) widen_row(weight_row(first + j), panel_ + j * p_.inputs, p_.inputs);
+      *stride = p_.inputs;
+      return panel_;
+    } else {
+      *stride = p_.weight_stride;
+      return weight_row(first);
+    }
+  }
+
+  void load_affine(int64_t first, int64_t neurons) {
+    for (int64_t j = 0; j < neurons; ++j) {
+      if (p_.normalize_weight) scale_[j] = 1 / guarded_norm(weight_row(first + j), p_.inputs);
+      if (p_.bias) shift_[j] = to_acc(static_cast<const S*>(p_.bias)[first + j]);
+    }
+  }
+  const T* scale() const { return p_.normalize_weight ? scale_ : nullptr; }
+  const T* shift() const { return p_.bias ? shift_ : nullptr; }
+
+  // What a scan calls for each score that passed: enters it, and raises the row's limit when the buffer was cut.
+  auto emitter(int64_t first_row) {
+    T* const limits = limits_ + first_row * kTileW;
+    TopKeys<T>* const top = top_ + first_row;
+    const bool relu = p_.relu;
+    return [limits, top, relu](int row, int64_t neuron, T score) {
+      if (score <= limits[row * kTileW]) return;  // the limit may have risen since the comparison
+      if (top[row].push(relu && score <= 0 ? T{0} : score, static_cast<uint32_t>(neuron))) {
+        const T limit = top[row].limit();
+        for (int j = 0; j < kTileW; ++j) limits[row * kTileW + j] = limit;
+      }
+    };
+  }
+
+  void scan_panel(int64_t first, int64_t neurons, int64_t rows) {
+    ScanBlock<T> block;
+    block.w = load_panel(first, neurons, &block.w_stride);
+    load_affine(first, neurons);
+    block.x_stride = block.size = p_.inputs;
+    block.first = first;
+    block.neurons = static_cast<int>(neurons);
+    block.scale = scale();
+    block.shift = shift();
+    for (int64_t begin = 0; begin < rows; begin += b_.sub) {
+      block.x = x_ + begin * p_.inputs;
+      block.rows = static_cast<int>(clamp(rows - begin, 1, b_.sub));
+      block.limits = limits_ + begin * kTileW;
+      auto emit = emitter(begin);
+      scan_block(block, emit);
+    }
+  }
+
+#ifdef __AVX512BF16__
+  // False when the plain scan is the faster one for these data.
+  bool preselect_panel(Preselection<S>& preselection, int64_t first, int64_t neurons) {
+    load_affine(first, neurons);
+    auto emit = emitter(0);
+    return preselection.scan(weight_row(first), p_.weight_stride, first, neurons, scale(), shift(), limits_, kTileW,
+                             emit);
+  }
+#endif
+
+  void finish(int64_t row, TopKeys<T>& top) {
+    top.cut();
+    if (part_.keys) {
+      Key<T>* to = static_cast<Key<T>*>(part_.keys) + row * b_.need;
+      for (int64_t i = 0; i < b_.need; ++i) to[i] = i < top.count ? top.keys[i] : 0;  // 0 is below every key
+      return;
+    }
+    write_row<S, T>(p_, row, top.keys);
+  }
+
+  const TopkLinearParams& p_;
+  const TopkPart& part_;
+  const Blocking b_;
+  Arena arena_;
+  T *x_, *panel_, *scale_, *shift_, *limits_;
+  TopKeys<T>* top_;
+  Key<T>* keys_;
+};
+
+// Merges the keys of several parts, (parts, B, need), for rows [begin, end), and writes their results.
+template <class S, class T>
+bool merge_rows(const TopkLinearParams& p, int parts, int64_t begin, int64_t end, const void* part_keys) {
+  const Key<T>* keys = static_cast<const Key<T>*>(part_keys);
+  const int64_t need = p.k < p.neurons ? p.k + 1 : p.k, all = parts * need;
+  Arena arena(Arena::size_of<Key<T>>(all));
+  if (!arena.ok()) return false;
+  Key<T>* row_keys = arena.take<Key<T>>(all);
+  for (int64_t row = begin; row < end; ++row) {
+    for (int part = 0; part < parts; ++part)
+      for (int64_t i = 0; i < need; ++i) row_keys[part * need + i] = keys[(part * p.batch + row) * need + i];
+    if (all > need) keep_largest(row_keys, all, need);
+    write_row<S, T>(p, row, row_keys);
+  }
+  return true;
+}
+
+bool topk_linear_part(const TopkLinearParams& params, const TopkPart& part) {
+  switch (params.dtype) {
+    case Dtype::kFloat32:
+      return Part<float, float>(params, part).run();
+    case Dtype::kFloat64:
+      return Part<double, double>(params, part).run();
+    case Dtype::kBFloat16:
+      return Part<BFloat16, float>(params, part).run();
+    case Dtype::kHalf:
+      return Part<Half, float>(params, part).run();
+  }
+  return false;
+}
+
+bool topk_linear_merge(const TopkLinearParams& params, int parts, int64_t begin, int64_t end, const void* keys) {
+  switch (params.dtype) {
+    case Dtype::kFloat32:
+      return merge_rows<float, float>(params, parts, begin, end, keys);
+    case Dtype::kFloat64:
+      return merge_rows<double, double>(params, parts, begin, end, keys);
+    case Dtype::kBFloat16:
+      return merge_rows<BFloat16, float>(params, parts, begin, end, keys);
+    case Dtype::kHalf:
+      return merge_rows<Half, float>(params, parts, begin, end, keys);
+  }
+  return false;
+}
+
+}  // namespace ssd::cpu::SSD_LEVEL
