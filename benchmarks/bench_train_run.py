@@ -47,7 +47,7 @@ def bench_train_step_whole_run(compare: Callable, smoke: bool, tmp_path: Path) -
     data = Path(os.environ["SSD_DATA_DIR"]) / "cifar10_convmixer.safetensors"
     options = f"--method ssd --neurons {NEURONS} --k {workload.K} --epochs {EPOCHS} --seeds 0".split()
     command = ["run", "--data", str(data), *options, "--threads", str(torch.get_num_threads()), "--out", str(tmp_path)]
-    program = "import sys; from ssd_train.cli import main; sys.exit(main())"
+    program = "import sys; from ssd_train.cli.main import main; sys.exit(main())"
     subprocess.run([sys.executable, "-c", program, *command, "--overwrite"], check=True, stdout=subprocess.DEVNULL)
     run = json.loads((tmp_path / "results.json").read_text())["runs"][0]
     seconds = run["seconds"]

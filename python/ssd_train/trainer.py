@@ -13,7 +13,7 @@ from torch import Tensor
 
 import ssd_kernels
 
-from . import __version__, analysis, metrics
+from . import __version__
 from .checkpoint import CheckpointFolder, write_tensors
 from .config import TrainConfig, as_dict, model_kind, parse_gaba_switch
 from .data import Dataset, make_tasks
@@ -21,6 +21,8 @@ from .data.tasks import class_order
 from .distill import Teacher
 from .engines import COLUMNS, EpochSums, make_engine
 from .methods import METHODS, Method
+from .metrics import accuracy as metrics
+from .metrics import structure as analysis
 from .model import SDMLP, build_model
 from .pretrained import load_pretrained
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from ssd_train import analysis
+from ssd_train.metrics import structure as analysis
 from ssd_train.model import SDMLP
 
 

@@ -25,7 +25,7 @@ SMALL = ["run", "--data", "digits", "--neurons", "100", "--epochs", "3", "--n-di
 
 
 def command(*options):
-    return [sys.executable, "-m", "ssd_train.cli", *SMALL, *map(str, options)]
+    return [sys.executable, "-m", "ssd_train", *SMALL, *map(str, options)]
 
 
 def outcome(out, seed=0):

@@ -15,7 +15,8 @@ import torch
 import yaml
 from filelock import FileLock
 from safetensors.torch import save_file
-from ssd_train import cli, options
+from ssd_train import options
+from ssd_train.cli import main as cli
 from ssd_train.config import TrainConfig, parse_seeds, recipe_names
 from ssd_train.errors import BadInput
 
@@ -314,7 +315,7 @@ def test_report_and_eval(finished, capsys, tmp_path):
 
 def test_quiet_when_not_a_terminal(tmp_path):
     """Nothing on stderr, the result on stdout; and the module runs from any folder."""
-    argv = [sys.executable, "-m", "ssd_train.cli", "run", *TINY, "--out", "run", "--threads", "1"]
+    argv = [sys.executable, "-m", "ssd_train", "run", *TINY, "--out", "run", "--threads", "1"]
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0 and done.stderr == ""
     assert "accuracy" in done.stdout and "BWT" in done.stdout and re.search(r"^ +4( +\d\.\d{3}){5}$", done.stdout, re.M)

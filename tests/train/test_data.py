@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
-from ssd_train import cli, data
+from ssd_train import data
+from ssd_train.cli import main as cli
 from ssd_train.config import recipe_names
 from ssd_train.errors import BadInput
 

@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from ssd_train import data, metrics
+from ssd_train import data
 from ssd_train.data.tasks import class_order, make_tasks
 from ssd_train.errors import BadInput
+from ssd_train.metrics import accuracy as metrics
 
 MATRIX = [[0.9, 0.2, 0.1], [0.6, 0.8, 0.1], [0.7, 0.5, 0.4]]
 INITIAL = [0.1, 0.0, 0.3]

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from ssd_train import cli
+from ssd_train.cli import main as cli
 from ssd_train.report.experiments import EXPERIMENTS, column_of
 from ssd_train.report.paper import varied_by
 
@@ -80,7 +80,7 @@ def test_columns_of_the_paper():
 
 def test_processes_and_ctrl_c(tmp_path):
     """Interrupted in the middle of two runs, the same command goes on and ends as an undisturbed one does."""
-    command = [sys.executable, "-m", "ssd_train.cli", "paper", "table3", "--data", "digits", "--seeds", "0", "--epochs",
+    command = [sys.executable, "-m", "ssd_train", "paper", "table3", "--data", "digits", "--seeds", "0", "--epochs",
                "60", "--neurons", "200", "--set", "batch_size=8", "checkpoint_seconds=1e9", "--workers", "2",
                "--threads", "1"]  # fmt: skip
     process = subprocess.Popen(

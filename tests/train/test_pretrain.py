@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from ssd_train import cli, data
+from ssd_train import data
+from ssd_train.cli import main as cli
 from ssd_train.config import TrainConfig
 from ssd_train.trainer import Trainer
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from ssd_train.checkpoint import read_tensors
-from ssd_train.cli import main
+from ssd_train.cli.main import main
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray (pip install '.[ray]')")
 OPTIONS = ["--data", "digits", "--neurons", "60", "--k", "5", "--n-distill", "30", "--classes-per-task", "5"]
@@ -25,7 +25,7 @@ def command(out: Path, *options: str) -> list[str]:
 
 def start(out: Path, folder: Path, *options: str) -> subprocess.Popen:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.Popen([sys.executable, "-m", "ssd_train.cli", *command(out, *options)], cwd=folder,
+    return subprocess.Popen([sys.executable, "-m", "ssd_train", *command(out, *options)], cwd=folder,
                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
 
 

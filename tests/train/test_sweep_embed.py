@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from ssd_train import cli, data, extractor
-from ssd_train import embed as embed_module
-from ssd_train.convmixer import ConvMixer, from_state, shape_of
-from ssd_train.embed import read_state
+from ssd_train import data
+from ssd_train.cli import main as cli
+from ssd_train.embed import embed as embed_module
+from ssd_train.embed import extractor
+from ssd_train.embed.convmixer import ConvMixer, from_state, shape_of
+from ssd_train.embed.embed import read_state
 from ssd_train.errors import BadInput
 from ssd_train.report.sweep import combinations
 

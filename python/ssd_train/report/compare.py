@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .. import results
+from ..run import results
 
 METRICS = {"accuracy": "accuracy", "accuracy_taw": "task known", "bwt": "BWT", "forgetting": "forgetting", "fwt": "FWT"}
 

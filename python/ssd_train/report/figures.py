@@ -13,7 +13,7 @@ from ..engines import COLUMNS
 from ..errors import BadInput
 
 if TYPE_CHECKING:
-    from ..schedule import Job
+    from ..jobs.schedule import Job
     from .paper import Trained
 
 FORMATS = (".png", ".pdf")

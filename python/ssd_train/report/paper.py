@@ -11,13 +11,13 @@ from typing import Any
 from ssd_kernels import _source
 
 from .. import data as datasets
-from .. import metrics
 from ..checkpoint import read_tensors, write_atomic
 from ..config import TrainConfig, model_kind, parse_seeds
 from ..errors import bad
+from ..jobs.schedule import Job, make_job, run_all
+from ..metrics import accuracy as metrics
 from ..options import parse, run_parser
 from ..pretrained import NEEDED
-from ..schedule import Job, make_job, run_all
 from ..trainer import Interrupted
 from . import figures
 from .experiments import EXPERIMENTS, Experiment, column_of

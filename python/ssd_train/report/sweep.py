@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .. import metrics
 from ..checkpoint import write_atomic
 from ..config import TrainConfig, as_dict, parse_seeds
 from ..errors import BadInput, bad
+from ..jobs.schedule import make_job, run_all
+from ..metrics import accuracy as metrics
 from ..options import parse, run_parser
-from ..schedule import make_job, run_all
 from ..trainer import Interrupted
 
 MODES = ("grid", "list", "random")

@@ -11,11 +11,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import as_dict, from_dict
-from .errors import BadInput
-from .run_folder import StopSignals
-from .runner import execute
-from .trainer import Interrupted
+from ..config import as_dict, from_dict
+from ..errors import BadInput
+from ..run.folder import StopSignals
+from ..run.runner import execute
+from ..trainer import Interrupted
 
 if TYPE_CHECKING:
     from tqdm import tqdm

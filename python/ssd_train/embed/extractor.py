@@ -13,12 +13,12 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from . import data as datasets
-from .checkpoint import CheckpointFolder, write_atomic
+from .. import data as datasets
+from ..checkpoint import CheckpointFolder, write_atomic
+from ..data import Dataset
+from ..errors import BadInput, bad
+from ..run.folder import StopSignals, claimed
 from .convmixer import ConvMixer, shape_of
-from .data import Dataset
-from .errors import BadInput, bad
-from .run_folder import StopSignals, claimed
 
 MEAN, STD = 0.5, 0.5  # what `embed` uses by default
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from . import __version__
-from .errors import BadInput
-from .options import PRETRAINING, parse, parse_run, split_options
+from .. import __version__
+from ..errors import BadInput
+from ..options import PRETRAINING, parse, parse_run, split_options
 
 USAGE = """usage: ssd-train COMMAND [options]
 
@@ -57,16 +57,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    from .runner import run
+    from ..run.runner import run
 
     return run(parse_run(argv), ["run", *argv])
 
 
 def _pretrain(argv: list[str]) -> int:
     """`run` on all classes at once with momentum; `auto` of the GABA switch is 0.4 x samples."""
-    from . import data
-    from .config import check
-    from .runner import run
+    from .. import data
+    from ..config import check
+    from ..run.runner import run
 
     config = parse_run(argv, PRETRAINING)
     check(config)
@@ -76,7 +76,7 @@ def _pretrain(argv: list[str]) -> int:
 
 
 def _report(argv: list[str]) -> int:
-    from .report.compare import compare
+    from ..report.compare import compare
 
     parser = ArgumentParser(prog="ssd-train report", exit_on_error=False, description="Compares finished runs.")
     parser.add_argument("runs", nargs="+", type=str, help="folders that `ssd-train run` wrote")
@@ -86,7 +86,7 @@ def _report(argv: list[str]) -> int:
 
 
 def _eval(argv: list[str]) -> int:
-    from .evaluate import evaluate
+    from ..run.evaluate import evaluate
 
     parser = ArgumentParser(prog="ssd-train eval", exit_on_error=False, description="Tests saved models.")
     parser.add_argument("model", type=str, help="the folder of a run, or one model.safetensors")
@@ -97,8 +97,8 @@ def _eval(argv: list[str]) -> int:
 
 
 def _paper(argv: list[str]) -> int:
-    from .report.experiments import EXPERIMENTS
-    from .report.paper import paper, parse_overrides
+    from ..report.experiments import EXPERIMENTS
+    from ..report.paper import paper, parse_overrides
 
     parser = ArgumentParser(prog="ssd-train paper", exit_on_error=False, description="Reproduces a table or figure.")
     parser.add_argument("name", type=str, help=", ".join(EXPERIMENTS))
@@ -121,7 +121,7 @@ def _paper(argv: list[str]) -> int:
 
 def _sweep(argv: list[str]) -> int:
     """Takes every option of `run` beside its own."""
-    from .report.sweep import sweep
+    from ..report.sweep import sweep
 
     own = ArgumentParser(prog="ssd-train sweep", exit_on_error=False, description=SWEEP)
     own.add_argument("--vary", nargs="+", type=str, required=True, help="field=value,value,... or field=low..high")
@@ -138,7 +138,7 @@ def _sweep(argv: list[str]) -> int:
 
 
 def _embed(argv: list[str]) -> int:
-    from .embed import ALLOWED, embed
+    from ..embed.embed import ALLOWED, embed
 
     parser = ArgumentParser(prog="ssd-train embed", exit_on_error=False, description="Turns images into embeddings.")
     parser.add_argument("--data", type=str, required=True, help="images: cifar10:DIR, images:DIR, ...")
@@ -157,7 +157,7 @@ def _pretrain_extractor(argv: list[str]) -> int:
     import dataclasses
     import typing
 
-    from .extractor import ExtractorConfig, pretrain_extractor
+    from ..embed.extractor import ExtractorConfig, pretrain_extractor
 
     parser = ArgumentParser(prog="ssd-train pretrain-extractor", exit_on_error=False, description="Trains a ConvMixer.")
     types = typing.get_type_hints(ExtractorConfig)
@@ -178,7 +178,3 @@ def _spread(workers: int | None, threads: int | None) -> tuple[int, int | None]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = cores if workers is None else workers
     return workers, threads or (max(1, cores // workers) if workers > 0 else None)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

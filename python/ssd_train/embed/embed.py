@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import data as datasets
-from .checkpoint import read_tensors, write_atomic, write_tensors
+from .. import data as datasets
+from ..checkpoint import read_tensors, write_atomic, write_tensors
+from ..data.dataset import file_sha256
+from ..errors import BadInput, bad
+from ..run.folder import StopSignals
 from .convmixer import from_state, shape_of
-from .data.dataset import file_sha256
-from .errors import BadInput, bad
-from .run_folder import StopSignals
 
 ALLOWED = "convmixer with --weights FILE, torchvision:NAME or timm:NAME"
 PART = 4096

@@ -14,13 +14,13 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from . import results
-from .config import FREE_ON_RESUME, TrainConfig, as_dict, check
-from .errors import BadInput
+from ..config import FREE_ON_RESUME, TrainConfig, as_dict, check
+from ..errors import BadInput
+from ..run import results
+from ..run.folder import StopSignals
+from ..run.runner import execute
+from ..trainer import Interrupted
 from .ray_cluster import connect, run_on_ray
-from .run_folder import StopSignals
-from .runner import execute
-from .trainer import Interrupted
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _start(job: Job) -> subprocess.Popen:
     settings = job.folder.parent / f"{job.name}.yaml"
     settings.write_text(yaml.safe_dump(as_dict(job.config), sort_keys=False))
     log = open(job.folder.parent / f"{job.name}.log", "w+")  # noqa: SIM115 (closed with the process)
-    command = [sys.executable, "-m", "ssd_train.cli", "run", "--config", str(settings), "--resume"]
+    command = [sys.executable, "-m", "ssd_train", "run", "--config", str(settings), "--resume"]
     process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     process.log = log
     return process

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 
-from . import __version__, metrics
-from .checkpoint import write_atomic
-from .config import TrainConfig, as_dict, parse_seeds
-from .data import Dataset
-from .engines import COLUMNS
-from .errors import BadInput
-from .pretrained import describe_pretraining
-from .trainer import Trainer
+from .. import __version__
+from ..checkpoint import write_atomic
+from ..config import TrainConfig, as_dict, parse_seeds
+from ..data import Dataset
+from ..engines import COLUMNS
+from ..errors import BadInput
+from ..metrics import accuracy as metrics
+from ..pretrained import describe_pretraining
+from ..trainer import Trainer
 
 SUMMARIZED = ("accuracy", "accuracy_taw", "bwt", "forgetting", "fwt")
 

@@ -9,13 +9,13 @@ import torch
 
 import ssd_kernels
 
-from . import data as datasets
-from . import metrics
-from .checkpoint import read_tensors
-from .config import from_dict, model_kind
-from .errors import BadInput
-from .methods import METHODS, Method
-from .model import SDMLP, build_model, predict
+from .. import data as datasets
+from ..checkpoint import read_tensors
+from ..config import from_dict, model_kind
+from ..errors import BadInput
+from ..methods import METHODS, Method
+from ..metrics import accuracy as metrics
+from ..model import SDMLP, build_model, predict
 
 
 def load_model(path: Path, device: str = "cpu") -> tuple[torch.nn.Module, dict[str, Any]]:

@@ -11,7 +11,7 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from .errors import BadInput, bad
+from ..errors import BadInput, bad
 
 LOCK = ".lock"
 OWN = ("config.yaml", "results.json", "metrics.csv", "plots", "checkpoint", "extractor.safetensors", LOCK)

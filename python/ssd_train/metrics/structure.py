@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .model import SDMLP
+from ..model import SDMLP
 
 MAX_GRAPH = 500  # a step of all shortest paths costs its cube
 

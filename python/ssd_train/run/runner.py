@@ -10,16 +10,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import data as datasets
-from . import plots, results
-from .checkpoint import write_atomic
-from .config import FREE_ON_RESUME, TrainConfig, as_dict, check, dump, parse_seeds, read_config
-from .data import Dataset
-from .engines import COLUMNS, fused_reason
-from .errors import BadInput
-from .pretrained import read_pretrained
-from .run_folder import StopSignals, claimed
-from .trainer import Interrupted, Trainer
+from .. import data as datasets
+from .. import plots
+from ..checkpoint import write_atomic
+from ..config import FREE_ON_RESUME, TrainConfig, as_dict, check, dump, parse_seeds, read_config
+from ..data import Dataset
+from ..engines import COLUMNS, fused_reason
+from ..errors import BadInput
+from ..pretrained import read_pretrained
+from ..trainer import Interrupted, Trainer
+from . import results
+from .folder import StopSignals, claimed
 
 SMALL_WORK = 8_000_000  # multiply-adds of a layer's scores for one batch
 

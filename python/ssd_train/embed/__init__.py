@@ -1,0 +1,1 @@
+"""Images to embeddings: frozen extractors, and the training of one."""

@@ -1,0 +1,1 @@
+"""Several runs at a time: local processes, or a Ray cluster."""

@@ -1,0 +1,1 @@
+"""One run: its seeds, its folder, its results."""
