@@ -1,6 +1,12 @@
-"""The one error that means "the input is at fault": the command line prints it as one line and exits with 2."""
+"""Errors that mean "the input is at fault", and how they read: one line each, safe to print."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+LONGEST = 300  # characters of another library's message
 
 
 class BadInput(ValueError):
@@ -10,3 +16,40 @@ class BadInput(ValueError):
 def bad(argument: str, given: object, allowed: str) -> BadInput:
     """A `BadInput` in the wording that every check of this package uses."""
     return BadInput(f"{argument}: got {given!r}, allowed is {allowed}")
+
+
+def printable(text: str) -> str:
+    """The text with every character that could steer a terminal written out, as \\x1b; line ends and tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode() if character != "\xa0" else " "
+
+
+def reason(error: BaseException) -> str:
+    """Another library's message on one line, cut where it quotes a whole damaged file."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST else text[:LONGEST] + " ..."
+
+
+@contextlib.contextmanager
+def reading(path: Path | str, problem: str) -> Iterator[None]:
+    """Whatever a decoder raises on untrusted bytes is the file's fault: one `BadInput` that names the file.
+
+    Args:
+        problem: what is then wrong with the file, as in "not a whole .npz file".
+    """
+    try:
+        yield
+    except BadInput:
+        raise
+    except OSError as error:
+        detail = error.strerror or reason(error)
+        raise BadInput(f"{path}: {'cannot be read' if error.errno else problem} ({detail})") from None
+    except MemoryError:
+        raise BadInput(f"{path}: {problem}, or larger than the memory at hand") from None
+    except Exception as error:
+        raise BadInput(f"{path}: {problem} ({reason(error)})") from None

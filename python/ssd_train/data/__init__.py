@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import BadInput, bad
+from ..errors import bad, reading
 from .dataset import Dataset
 from .tasks import Tasks, make_tasks
 
@@ -30,24 +30,21 @@ def load(spec: str) -> Dataset:
     path = Path(spec)
     if path.suffix not in (".safetensors", ".npz"):
         raise bad("--data", spec, ALLOWED)
-    if not path.is_file():
+    if "\0" in spec or not path.is_file():
         raise bad("--data", spec, "an existing file")
-    try:
-        if path.suffix == ".npz":
-            from . import npz_file
+    if path.suffix == ".npz":
+        from . import npz_file
 
-            return npz_file.load(path)
-        from . import safetensors_file
+        return npz_file.load(path)
+    from . import safetensors_file
 
-        return safetensors_file.load(path)
-    except OSError as error:
-        raise BadInput(f"--data: {path} cannot be read ({error.strerror or error})") from None
+    return safetensors_file.load(path)
 
 
 def _load_folder(spec: str, kind: str, folder: Path) -> Dataset:
-    if not folder.is_dir():
+    if "\0" in spec or not folder.is_dir():
         raise bad("--data", spec, f"{kind}:DIR with an existing folder")
-    try:
+    with reading(folder, f"not the files of {kind}"):
         match kind:
             case "mnist":
                 from . import idx
@@ -65,5 +62,3 @@ def _load_folder(spec: str, kind: str, folder: Path) -> Dataset:
                 from . import images
 
                 return images.load(folder)
-    except OSError as error:
-        raise BadInput(f"--data: {spec} cannot be read ({error.strerror or error})") from None

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 
 from ..errors import BadInput
+from ..sizes import file_size
 from .dataset import Dataset, arrays_sha256, build
 
 PIXELS = 3 * 32 * 32
+MAX_RECORDS = 100_000  # per file; the releases have at most 50 000
 FILES = {
     10: ([f"data_batch_{i}.bin" for i in range(1, 6)], ["test_batch.bin"]),
     100: (["train.bin"], ["test.bin"]),
@@ -24,6 +26,9 @@ def load(folder: Path, classes: int) -> Dataset:
     inner = folder / FOLDERS[classes]
     folder = inner if inner.is_dir() else folder
     arrays = {}
+    for names in FILES[classes]:  # all sizes before any file is read
+        for name in names:
+            _records(folder / name, classes)
     for split, names in zip(("train", "test"), FILES[classes]):
         parts = [_read(folder / name, classes) for name in names]
         arrays[f"x_{split}"] = torch.from_numpy(np.concatenate([p[0] for p in parts])).to(torch.float32) / 255
@@ -31,18 +36,25 @@ def load(folder: Path, classes: int) -> Dataset:
     return build(f"CIFAR-{classes}", arrays_sha256(arrays), arrays, str(folder))
 
 
-def _read(path: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (N, 3072) and labels (N,) of one file, uint8."""
-    if not path.is_file():
+def _records(path: Path, classes: int) -> int:
+    """How many samples the file's size says it holds."""
+    if not path.exists():
         pickled = path.with_suffix("") if classes == 10 else path.parent / path.stem
         hint = " (what lies there is the Python release, a pickle)" if pickled.exists() else ""
         raise BadInput(f"{path}: no such file{hint}; expected the binary release, {ARCHIVES[classes]}, unpacked")
-    labels = 1 if classes == 10 else 2
-    record = labels + PIXELS
-    size = path.stat().st_size
-    if size == 0 or size % record or size > 10**6 * record:
+    record = (1 if classes == 10 else 2) + PIXELS
+    size = file_size(path)
+    if size == 0 or size % record:
         raise BadInput(f"{path}: {size} bytes, expected a multiple of {record} (label and 3 x 32 x 32 pixels)")
-    records = np.fromfile(path, dtype=np.uint8).reshape(-1, record)
+    if size // record > MAX_RECORDS:
+        raise BadInput(f"{path}: {size // record} samples, allowed are at most {MAX_RECORDS}; it is damaged")
+    return size // record
+
+
+def _read(path: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (N, 3072) and labels (N,) of one file, uint8."""
+    labels = 1 if classes == 10 else 2
+    records = np.fromfile(path, dtype=np.uint8).reshape(_records(path, classes), labels + PIXELS)
     label = records[:, labels - 1]
     if label.max() >= classes or (labels == 2 and records[:, 0].max() >= 20):
         raise BadInput(f"{path}: holds the label {records[:, :labels].max()}; labels are 0 .. {classes - 1}")

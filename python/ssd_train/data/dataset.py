@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,11 @@ import torch
 from torch import Tensor
 
 from ..errors import BadInput
+from ..sizes import check_memory
 
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
+          torch.int8, torch.uint8)  # fmt: skip
+BLOCK = 1 << 22  # values that are checked at a time
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -62,41 +67,61 @@ class Dataset:
         return Dataset(name, self.sha256, x[~apart], y[~apart], x[apart], y[apart], self.classes)
 
 
-def build(name: str, sha256: str, arrays: dict[str, Tensor], source: str) -> Dataset:
-    """Checks the four arrays and makes them a `Dataset`; images are flattened to one row per sample.
+def check_layout(shapes: dict[str, tuple[int, ...]], source: str) -> None:
+    """Whether the shapes of the four arrays fit each other and the memory, before any of them is read.
 
     Raises:
         BadInput: names `source` and the array that is wrong, and says what was expected.
     """
-    parts = {key: _features(arrays[key], source, key) for key in ("x_train", "x_test")}
-    parts |= {key: _labels(arrays[key], source, key) for key in ("y_train", "y_test")}
     for split in ("train", "test"):
-        x, y = parts[f"x_{split}"], parts[f"y_{split}"]
-        if len(x) != len(y):
-            raise BadInput(f"{source}: x_{split} has {len(x)} rows and y_{split} has {len(y)} labels; they must agree")
-    if parts["x_train"].shape[1] != parts["x_test"].shape[1]:
-        sizes = f"{parts['x_train'].shape[1]} and {parts['x_test'].shape[1]}"
-        raise BadInput(f"{source}: x_train and x_test have {sizes} values per sample; they must agree")
-    return Dataset(name, sha256, **parts, classes=_classes(parts["y_train"], parts["y_test"], source))
+        x, y = shapes[f"x_{split}"], shapes[f"y_{split}"]
+        if len(x) < 2 or math.prod(x) == 0:
+            raise BadInput(f"{source}: x_{split} has shape {x}; expected (samples, values), neither of them 0")
+        if len(y) != 1:
+            raise BadInput(f"{source}: y_{split} has shape {y}; expected integers of shape (samples,)")
+        if x[0] != y[0]:
+            raise BadInput(f"{source}: x_{split} has {x[0]} rows and y_{split} has {y[0]} labels; they must agree")
+    widths = [math.prod(shapes[f"x_{split}"][1:]) for split in ("train", "test")]
+    if widths[0] != widths[1]:
+        raise BadInput(f"{source}: x_train and x_test have {widths[0]} and {widths[1]} values per sample; "
+                       "they must agree")  # fmt: skip
+    check_memory(source, 4 * sum(math.prod(shapes[f"x_{split}"]) for split in ("train", "test")))
+
+
+def build(name: str, sha256: str, arrays: dict[str, Tensor], source: str) -> Dataset:
+    """Checks the four arrays and makes them a `Dataset`; images are flattened to one row per sample.
+
+    `arrays` is emptied on the way, so that an array and its copy in float32 need not fit the memory together.
+
+    Raises:
+        BadInput: names `source` and the array that is wrong, and says what was expected.
+    """
+    check_layout({key: tuple(arrays[key].shape) for key in KEYS}, source)
+    parts = {key: _labels(arrays.pop(key), source, key) for key in ("y_train", "y_test")}
+    classes = _classes(parts["y_train"], parts["y_test"], source)
+    parts |= {key: _features(arrays.pop(key), source, key) for key in ("x_train", "x_test")}
+    return Dataset(name, sha256, **parts, classes=classes)
 
 
 def _features(x: Tensor, source: str, key: str) -> Tensor:
-    if x.ndim < 2 or x.numel() == 0:
-        raise BadInput(f"{source}: {key} has shape {tuple(x.shape)}; expected (samples, values), neither of them 0")
-    if x.is_complex() or x.dtype == torch.bool:
+    if x.dtype not in DTYPES:
         raise BadInput(f"{source}: {key} has dtype {x.dtype}; expected real numbers")
     x = x.reshape(len(x), -1).to(torch.float32).contiguous()
-    bad_rows = (~torch.isfinite(x)).any(dim=1).nonzero().flatten()
-    if len(bad_rows):
-        raise BadInput(f"{source}: {key} holds NaN or infinity in {len(bad_rows)} rows, the first is row {bad_rows[0]}")
+    count, first, block = 0, None, max(1, BLOCK // x.shape[1])
+    for start in range(0, len(x), block):
+        rows = (~torch.isfinite(x[start : start + block])).any(dim=1).nonzero().flatten()
+        count += len(rows)
+        first = start + int(rows[0]) if first is None and len(rows) else first
+    if count:
+        raise BadInput(f"{source}: {key} holds NaN or infinity in {count} rows, the first is row {first}")
     return x
 
 
 def _labels(y: Tensor, source: str, key: str) -> Tensor:
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.ndim != 1:
+    if y.is_floating_point() or y.dtype not in DTYPES:
         raise BadInput(f"{source}: {key} is {y.dtype} of shape {tuple(y.shape)}; expected integers of shape (samples,)")
     y = y.to(torch.int64)
-    if len(y) and int(y.min()) < 0:
+    if int(y.min()) < 0:
         raise BadInput(f"{source}: {key} holds the label {int(y.min())}; labels are 0 .. classes - 1")
     return y
 
@@ -111,10 +136,13 @@ def _classes(y_train: Tensor, y_test: Tensor, source: str) -> int:
             f"{source}: y_train holds the label {int(present[-1])} but no sample of class {missing}; "
             f"labels are 0 .. classes - 1, each present"
         )
-    if len(y_test) and int(y_test.max()) >= classes:
+    if int(y_test.max()) >= classes:
         raise BadInput(f"{source}: y_test holds the label {int(y_test.max())}; y_train has only 0 .. {classes - 1}")
     if classes < 2:
         raise BadInput(f"{source}: y_train holds one class; at least 2 are needed")
+    tested = torch.bincount(y_test, minlength=classes)
+    if int(tested.min()) == 0:
+        raise BadInput(f"{source}: y_test holds no sample of class {int(tested.argmin())}; each class needs one")
     return classes
 
 

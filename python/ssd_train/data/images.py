@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import BadInput
+from ..errors import BadInput, reading
+from ..sizes import check_memory, file_size, read_text
 from .dataset import Dataset, arrays_sha256, build
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".gif", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP", "GIF", "TIFF")  # Pillow knows more, some run programs (EPS)
+MAX_PIXELS = 1 << 25
+MAX_BYTES = 1 << 27
+MAX_LIST = 1 << 26  # bytes of a list of classes or labels
 TINY_SIDE = 32
 Labelled = list[tuple[Path, int]]
 
@@ -51,9 +58,9 @@ def load_tiny_imagenet(folder: Path) -> Dataset:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read ({error}); expected tiny-imagenet-200.zip, unpacked") from None
+        return read_text(path, MAX_LIST)
+    except BadInput as error:
+        raise BadInput(f"{error}; expected tiny-imagenet-200.zip, unpacked") from None
 
 
 def _classes(folder: Path) -> list[str]:
@@ -92,6 +99,7 @@ def read_images(paths: Sequence[Path], size: int | None, shape: tuple[int, ...] 
         image = read_image(path, size)
         if result is None:
             shape = shape or tuple(image.shape)
+            check_memory(path.parent, 5 * len(paths) * math.prod(shape))  # as bytes and as float32
             result = torch.empty((len(paths), *shape), dtype=torch.uint8)
         if tuple(image.shape) != shape:
             found, wanted = tuple(image.shape)[1:], shape[1:]
@@ -106,13 +114,13 @@ def read_image(path: Path, size: int | None = None) -> Tensor:
     """One image as (3, height, width) uint8."""
     from PIL import Image
 
-    try:
-        with Image.open(path) as image:
+    file_size(path, MAX_BYTES)
+    with warnings.catch_warnings(), reading(path, "not a whole image"):
+        warnings.simplefilter("ignore")  # what matters is raised; Pillow also warns of what it repairs
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BadInput(f"{path}: {image.width} x {image.height} pixels, allowed are at most {MAX_PIXELS}")
             image = image.convert("RGB")
             if size is not None and image.size != (size, size):
                 image = image.resize((size, size), Image.Resampling.BOX)
             return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise BadInput(f"{path}: not a whole image ({error})") from None

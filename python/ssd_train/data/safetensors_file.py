@@ -4,22 +4,46 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from ..errors import BadInput
-from .dataset import KEYS, Dataset, build, file_sha256
+from ..errors import BadInput, reading
+from ..sizes import file_size
+from .dataset import KEYS, Dataset, build, check_layout, file_sha256
+
+MAX_HEADER = 1 << 20
+DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8")
 
 
 def load(path: Path) -> Dataset:
     """Reads the file; its metadata may name the data set (`name`)."""
-    try:
+    with reading(path, "not a whole .safetensors file; it is truncated or of another kind"):
+        check_header(path, MAX_HEADER)
         with safe_open(path, framework="pt") as file:
-            missing = [key for key in KEYS if key not in file.keys()]  # noqa: SIM118 (no container)
-            if missing:
-                found = ", ".join(sorted(file.keys())) or "no keys"
-                raise BadInput(f"{path}: missing {', '.join(missing)}; expected {', '.join(KEYS)}, found {found}")
+            found = list(file.keys())
+            if missing := [key for key in KEYS if key not in found]:
+                names = ", ".join(sorted(found))[:200] or "no keys"
+                raise BadInput(f"{path}: missing {', '.join(missing)}; expected {', '.join(KEYS)}, found {names}")
+            slices = {key: file.get_slice(key) for key in KEYS}
+            for key, part in slices.items():
+                if part.get_dtype() not in DTYPES:
+                    raise BadInput(f"{path}: {key} has dtype {part.get_dtype()}; expected one of {', '.join(DTYPES)}")
+            check_layout({key: tuple(part.get_shape()) for key, part in slices.items()}, str(path))
             arrays = {key: file.get_tensor(key) for key in KEYS}
             name = (file.metadata() or {}).get("name", path.stem)
-    except SafetensorError as error:
-        raise BadInput(f"{path}: not a whole .safetensors file ({error}); it is truncated or of another kind") from None
     return build(name, file_sha256(path), arrays, str(path))
+
+
+def check_header(path: Path, largest: int) -> None:
+    """Refuses a header that would take far more memory to parse than any real one.
+
+    Raises:
+        BadInput: no regular file, one too short for a header, or a header above `largest` bytes.
+    """
+    size = file_size(path)
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if size < 10 or length > min(size, largest):
+        raise BadInput(
+            f"{path}: not a whole .safetensors file: its header has {length} of the file's {size} bytes, "
+            f"allowed are {largest}; it is truncated or of another kind"
+        )
