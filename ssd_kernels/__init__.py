@@ -11,7 +11,7 @@ from .gaba_linear import gaba_linear
 from .nn import SparseTopKLinear, replace_topk
 from .normalize import normalize_inputs
 from .optim import SparseSGD, clip_grad_norm_
-from .sdmlp_trainer import EpochStats, QuadraticPenalty, SDMLPEngine, Teacher
+from .sdmlp_trainer import EpochStats, NonFiniteStep, QuadraticPenalty, SDMLPEngine, Teacher
 from .sparse_linear import sparse_linear
 from .sparse_update import sparse_update_
 from .topk_linear import topk_linear
@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DistillLoss",
     "EpochStats",
+    "NonFiniteStep",
     "QuadraticPenalty",
     "Rows",
     "SDMLPEngine",

@@ -35,6 +35,7 @@ inline cpu::SimdLevel simd_level(std::string name) {
                               std::to_string(bad));
 }
 
+void bind_check_rows(pybind11::module_& m);
 void bind_sdmlp_trainer(pybind11::module_& m);
 void bind_topk_linear(pybind11::module_& m);
 void bind_sparse_update(pybind11::module_& m);

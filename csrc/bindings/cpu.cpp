@@ -14,6 +14,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def(
       "simd_level", [](const std::string& name) { return ssd::cpu::simd_level_name(ssd::bindings::simd_level(name)); },
       py::arg("name"), "The level that `name` selects (empty: the best one); ValueError where it cannot run here.");
+  ssd::bindings::bind_check_rows(m);
   ssd::bindings::bind_sdmlp_trainer(m);
   ssd::bindings::bind_topk_linear(m);
   ssd::bindings::bind_sparse_update(m);

@@ -84,7 +84,7 @@ std::unique_ptr<SdmlpTrainer> make(uintptr_t weight, uintptr_t output_weight, ui
                                         pointer<int64_t>(counts));
 }
 
-// teacher: () or (probabilities, neg_entropy, in_units, units, offsets, indices, values, hidden_log_z);
+// teacher: () or (targets, neg_entropy, in_units, units, offsets, indices, values, hidden_log_z);
 // penalty: () or (weight_importance, weight_anchor, output_importance, output_anchor, coef).
 py::tuple train(SdmlpTrainer& trainer, uintptr_t x, uintptr_t y, int64_t samples, uintptr_t order, int64_t count,
                 int64_t batch, const py::tuple& teacher, const py::tuple& penalty, int threads,
@@ -125,7 +125,9 @@ py::tuple train(SdmlpTrainer& trainer, uintptr_t x, uintptr_t y, int64_t samples
     py::error_already_set raised;
     error = raised.value();
   }
-  return py::make_tuple(to_dict(stats), stats.non_finite, error);
+  py::object failure = py::none();
+  if (stats.failure.what) failure = py::make_tuple(stats.failure.what, stats.failure.sample, stats.failure.neuron);
+  return py::make_tuple(to_dict(stats), failure, error);
 }
 
 py::tuple infer(SdmlpTrainer& trainer, uintptr_t x, int64_t samples, int threads, uintptr_t logits,

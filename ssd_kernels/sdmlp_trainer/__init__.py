@@ -1,6 +1,6 @@
 """The fused multi-step SDMLP / SSD trainer."""
 
 from .api import SDMLPEngine
-from .types import EpochStats, QuadraticPenalty, Teacher
+from .types import EpochStats, NonFiniteStep, QuadraticPenalty, Teacher
 
-__all__ = ["EpochStats", "QuadraticPenalty", "SDMLPEngine", "Teacher"]
+__all__ = ["EpochStats", "NonFiniteStep", "QuadraticPenalty", "SDMLPEngine", "Teacher"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _backend
+from . import checks
 from .native import NativeTrainer
 from .reference import ReferenceTrainer
 from .types import EpochStats, QuadraticPenalty, Settings, Teacher
@@ -27,12 +28,12 @@ class SDMLPEngine:
     Args:
         weight: (R, D) float32, contiguous; not negative, rows of norm 1 (or 0). Updated in place.
         output_weight: (C, R) float32, contiguous; not negative. Updated in place.
-        counts: (R,) int64, contiguous: how often each neuron was active in training. Updated in place.
+        counts: (R,) int64, contiguous, 0 or more: how often each neuron was active in training. Updated in place.
         k: K; K + 1 <= R.
         gaba_switch: S in g_j = clip(-1 + 2 c_j / S, -1, 1); None means g = 1.
         lr: learning rate.
         momentum: of SGD, after clipping; 0 means none.
-        max_grad_norm: the gradient of both layers together is clipped to this L2 norm.
+        max_grad_norm: the gradient of both layers together is clipped to this L2 norm; infinity means no clipping.
         alpha, lam, temperature: weights and temperature of the SSD loss.
         kl: "forward" is KL(teacher || student), "reverse" the other.
         backend: "auto", "cpu", "reference" (plain torch; any float dtype) or "triton": tensors on a GPU, an epoch as
@@ -75,8 +76,9 @@ class SDMLPEngine:
         self.backend = _backend.resolve(backend, _OP, weight.device)
         self.weight, self.output_weight, self.counts = weight, output_weight, counts
         self.settings = Settings(k, gaba_switch, lr, momentum, max_grad_norm, alpha, lam, temperature, kl)
-        self._check_settings(scan, threads, cache_mb)
-        self._check_model()
+        checks.model(weight, output_weight, counts, any_float=self.backend == "reference")
+        checks.settings(self.settings, weight.shape[0], scan, threads, cache_mb)
+        self._checker = checks.Checker(weight, output_weight)
         self.last_stats: EpochStats | None = None
         if self.backend == "reference":
             self._trainer: Any = ReferenceTrainer(weight, output_weight, counts, self.settings)
@@ -122,13 +124,19 @@ class SDMLPEngine:
             exception goes on to the caller, and `last_stats` tells how many steps were done.
 
         Raises:
-            ValueError: shapes, dtypes, labels, order or inputs out of range.
-            FloatingPointError: a score became NaN or infinite; `last_stats` tells the step.
+            ValueError: shapes, dtypes, labels, order, inputs, teacher or penalty that do not fit or are not finite;
+                nothing has changed.
+            NonFiniteStep: a score, a loss or the gradient's norm is NaN or infinite. That step was not taken, the
+                steps before it are kept, and `last_stats` tells of them.
         """
-        self._check_samples(x)
-        self._check_epoch(x, y, order, batch_size, teacher, penalty)
-        result = self._trainer.train(x, y, order, batch_size, teacher, penalty, should_stop)
-        stats, error = result if isinstance(result, tuple) else (result, None)
+        self._checker.samples(x)
+        self._checker.epoch(x, y, order, batch_size)
+        if teacher is not None:
+            self._checker.teacher(teacher, len(x))
+        if penalty is not None:
+            self._checker.penalty(penalty)
+        batch_size = min(batch_size, max(len(order), 1))
+        stats, error = self._trainer.train(x, y, order, batch_size, teacher, penalty, should_stop)
         self.last_stats = stats
         if error is not None:
             raise error
@@ -137,13 +145,13 @@ class SDMLPEngine:
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
         """y = V h for (N, D) samples, without counting activations; (N, C)."""
-        self._check_samples(x)
+        self._checker.samples(x)
         return self._trainer.infer(x)[0]
 
     @torch.no_grad()
     def frequencies(self, x: Tensor) -> Tensor:
         """n_j, the number of samples with h_j > 0, without counting them; (R,) int64."""
-        self._check_samples(x)
+        self._checker.samples(x)
         return self._trainer.infer(x)[1]
 
     @torch.no_grad()
@@ -157,7 +165,7 @@ class SDMLPEngine:
         Returns:
             The teacher's logits and its non-zero activations on `units`.
         """
-        self._check_samples(x)
+        self._checker.samples(x)
         units = torch.unique(units.to(torch.int64))
         if len(units) == 0 or units[0] < 0 or units[-1] >= len(self.counts):
             raise ValueError(f"units must be distinct neurons in [0, {len(self.counts)}), got {units.tolist()[:8]}")
@@ -182,17 +190,14 @@ class SDMLPEngine:
         """Copies a state_dict of the same shapes into the caller's tensors.
 
         Raises:
-            ValueError: keys are missing or unknown, or a shape differs.
+            ValueError: keys are missing or unknown, a shape differs, a number is not finite or no projected model's;
+                nothing has changed.
         """
         own = {"weight": self.weight, "output_weight": self.output_weight, "counts": self.counts}
         velocity = self._velocity()
         if velocity is not None:
             own |= {"weight_velocity": velocity[0], "output_velocity": velocity[1]}
-        if own.keys() != state.keys():
-            raise ValueError(f"state has keys {sorted(state)}, expected {sorted(own)}")
-        for name, tensor in own.items():
-            if tensor.shape != state[name].shape:
-                raise ValueError(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
+        checks.state(state, own)
         for name, tensor in own.items():
             tensor.copy_(state[name])
         if velocity is not None and isinstance(self._trainer, NativeTrainer):
@@ -202,101 +207,3 @@ class SDMLPEngine:
     def _velocity(self) -> tuple[Tensor, Tensor] | None:
         trainer = self._trainer
         return trainer.velocity if isinstance(trainer, ReferenceTrainer) else trainer.velocity()
-
-    def _check_settings(self, scan: str, threads: int | None, cache_mb: int) -> None:
-        s = self.settings
-        neurons = self.weight.shape[0]
-        rules = (
-            ("k", s.k, 1 <= s.k < neurons, f"1 to R - 1 = {neurons - 1}"),
-            ("gaba_switch", s.gaba_switch, s.gaba_switch is None or s.gaba_switch > 0, "None or a positive number"),
-            ("lr", s.lr, s.lr > 0, "a positive number"),
-            ("momentum", s.momentum, 0 <= s.momentum < 1, "0 <= momentum < 1"),
-            ("max_grad_norm", s.max_grad_norm, s.max_grad_norm > 0, "a positive number"),
-            ("alpha", s.alpha, 0 <= s.alpha <= 1, "0 to 1"),
-            ("lam", s.lam, 0 <= s.lam <= 1, "0 to 1"),
-            ("temperature", s.temperature, s.temperature > 0, "a positive number"),
-            ("kl", s.kl, s.kl in ("forward", "reverse"), "'forward' or 'reverse'"),
-            ("scan", scan, scan in ("auto", "exhaustive"), "'auto' or 'exhaustive'"),
-            ("threads", threads, threads is None or threads >= 1, "None or a positive integer"),
-            ("cache_mb", cache_mb, cache_mb >= 0, "0 or more"),
-        )
-        for name, value, good, allowed in rules:
-            if not good:
-                raise ValueError(f"{name}={value!r}: allowed is {allowed}")
-
-    def _check_model(self) -> None:
-        weight, output_weight, counts = self.weight, self.output_weight, self.counts
-        if weight.dim() != 2 or output_weight.dim() != 2 or output_weight.shape[1] != weight.shape[0]:
-            raise ValueError(
-                f"weight must be (R, D) and output_weight (C, R), got {tuple(weight.shape)} and "
-                f"{tuple(output_weight.shape)}"
-            )
-        if counts.shape != (weight.shape[0],) or counts.dtype != torch.int64:
-            raise ValueError(f"counts must be ({weight.shape[0]},) int64, got {tuple(counts.shape)} {counts.dtype}")
-        if self.backend != "reference":
-            for name, tensor in (("weight", weight), ("output_weight", output_weight)):
-                if tensor.dtype != torch.float32:
-                    raise ValueError(f"{name} must be float32, got {tensor.dtype}")
-        for name, tensor in (("weight", weight), ("output_weight", output_weight), ("counts", counts)):
-            if not tensor.is_contiguous():
-                raise ValueError(f"{name} must be contiguous")
-            self._check_device(name, tensor)
-        with torch.no_grad():
-            for name, tensor in (("weight", weight), ("output_weight", output_weight)):
-                if not (tensor >= 0).all():
-                    raise ValueError(f"{name} must not be negative or NaN: apply the projection first")
-            norm = torch.linalg.vector_norm(weight, dim=1)
-            if not ((norm - 1).abs() <= 1e-3).logical_or(norm == 0).all():
-                raise ValueError("the rows of weight must have norm 1 (or 0): apply the projection first")
-
-    def _check_device(self, name: str, tensor: Tensor) -> None:
-        if tensor.device != self.weight.device:
-            raise ValueError(f"{name} must be on {self.weight.device}, as weight is, got {tensor.device}")
-
-    def _check_samples(self, x: Tensor) -> None:
-        self._check_device("x", x)
-        if x.dim() != 2 or x.shape[1] != self.weight.shape[1]:
-            raise ValueError(f"x must be (N, {self.weight.shape[1]}), got {tuple(x.shape)}")
-        if x.dtype != self.weight.dtype or not x.is_contiguous():
-            raise ValueError(f"x must be contiguous {self.weight.dtype}, got {x.dtype}")
-        if getattr(self, "_checked", None) == (id(x), x._version):
-            return
-        norm = torch.linalg.vector_norm(x, dim=1)
-        if not ((x >= 0).all() and ((norm - 1).abs() <= 1e-4).logical_or(norm == 0).all()):
-            raise ValueError("x must be finite, not negative and of unit norm per row: use normalize_inputs")
-        self._checked, self._checked_x = (id(x), x._version), x
-
-    def _check_epoch(
-        self,
-        x: Tensor,
-        y: Tensor,
-        order: Tensor,
-        batch_size: int,
-        teacher: Teacher | None,
-        penalty: QuadraticPenalty | None,
-    ) -> None:
-        if y.shape != (x.shape[0],) or y.dtype != torch.int64 or not y.is_contiguous():
-            raise ValueError(f"y must be contiguous ({x.shape[0]},) int64, got {tuple(y.shape)} {y.dtype}")
-        self._check_device("y", y)
-        classes = self.output_weight.shape[0]
-        if len(y) and not (int(y.min()) >= 0 and int(y.max()) < classes):
-            raise ValueError(f"y must be in [0, {classes}), got {int(y.min())} to {int(y.max())}")
-        if order.dim() != 1 or order.dtype != torch.int64 or not order.is_contiguous():
-            raise ValueError(f"order must be contiguous (count,) int64, got {tuple(order.shape)} {order.dtype}")
-        if len(order) and not (int(order.min()) >= 0 and int(order.max()) < len(x)):
-            raise ValueError(f"order must be in [0, {len(x)}), got {int(order.min())} to {int(order.max())}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: allowed is 1 or more")
-        if teacher is not None and len(teacher.logits) != len(x):
-            raise ValueError(f"teacher was made for {len(teacher.logits)} samples, x has {len(x)}")
-        if teacher is not None:
-            self._check_device("teacher", teacher.logits)
-        if penalty is not None:
-            if not penalty.coef >= 0:
-                raise ValueError(f"penalty.coef={penalty.coef}: allowed is 0 or more")
-            for name, like in (("weight", self.weight), ("output", self.output_weight)):
-                for part in ("importance", "anchor"):
-                    tensor = getattr(penalty, f"{name}_{part}")
-                    if tensor.shape != like.shape or tensor.dtype != like.dtype or not tensor.is_contiguous():
-                        raise ValueError(f"penalty.{name}_{part} must be contiguous {tuple(like.shape)} {like.dtype}")
-                    self._check_device(f"penalty.{name}_{part}", tensor)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from .. import _native
-from .types import EpochStats, QuadraticPenalty, Settings, Teacher
+from .types import EpochStats, NonFiniteStep, QuadraticPenalty, Settings, Teacher
 
 
 class NativeTrainer:
@@ -52,7 +53,8 @@ class NativeTrainer:
         )
         self._x: Tensor | None = None
         self._versions: tuple[int, ...] = ()
-        self._prepared: tuple[Teacher, tuple[Tensor, ...], int] | None = None
+        # The teacher, the versions of its tensors, and what was made of it.
+        self._prepared: tuple[Teacher, tuple[int, ...], tuple[Tensor, ...]] | None = None
         self._remember(None)
 
     def threads(self) -> int:
@@ -109,7 +111,7 @@ class NativeTrainer:
     ) -> tuple[EpochStats, BaseException | None]:
         self._check_unchanged(x)
         teacher_tensors, units = self._prepare(teacher)
-        fields, non_finite, error = self._trainer.train(
+        fields, failure, error = self._trainer.train(
             x=x.data_ptr(),
             y=y.data_ptr(),
             samples=x.shape[0],
@@ -139,36 +141,34 @@ class NativeTrainer:
             torch.autograd.graph.increment_version(tensor)
         self._remember(x)
         stats = EpochStats(**fields)
-        if non_finite:
-            error = FloatingPointError(f"a score is not finite in step {stats.steps}; the steps before it are kept")
+        if failure is not None:
+            what, sample, neuron = failure
+            error = NonFiniteStep(what, stats.steps, sample if sample >= 0 else None, neuron if neuron >= 0 else None)
         return stats, error
 
     def _prepare(self, teacher: Teacher | None) -> tuple[tuple[Tensor, ...], int]:
         """The teacher's softened outputs and normalisers in float64, once per teacher."""
         if teacher is None:
             return (), 0
-        if self._prepared is None or self._prepared[0] is not teacher:
+        parts = (teacher.logits, teacher.units, teacher.values, teacher.indices, teacher.offsets)
+        versions = tuple(tensor._version for tensor in parts)
+        if self._prepared is None or self._prepared[0] is not teacher or self._prepared[1] != versions:
             temperature = self.settings.temperature
             log_q = torch.log_softmax(teacher.logits.double() / temperature, 1)
             q = log_q.exp()
             in_units = torch.zeros(self.weight.shape[0], dtype=torch.uint8)
             in_units[teacher.units] = 1
-            units = max(len(teacher.units), 1)
-            terms = torch.zeros(len(teacher.values) + 1, dtype=torch.float64)
-            torch.cumsum(torch.expm1(teacher.values.double() / temperature), 0, out=terms[1:])
-            sums = terms[teacher.offsets[1:]] - terms[teacher.offsets[:-1]]
-            log_z = torch.log1p(sums / units) + torch.log(torch.tensor(float(units), dtype=torch.float64))
             tensors = (
-                q.contiguous(),
+                (log_q if self.settings.kl == "reverse" else q).contiguous(),
                 (q * log_q).sum(1).contiguous(),
                 in_units,
                 teacher.offsets.contiguous(),
                 teacher.indices.contiguous(),
                 teacher.values.contiguous(),
-                log_z.contiguous(),
+                _log_normaliser(teacher, temperature),
             )
-            self._prepared = (teacher, tensors, len(teacher.units))
-        return self._prepared[1], self._prepared[2]
+            self._prepared = (teacher, versions, tensors)
+        return self._prepared[2], len(teacher.units)
 
     def velocity(self) -> tuple[Tensor, Tensor] | None:
         """Copies of the momentum buffers, (R, D) and (C, R); None without momentum."""
@@ -182,3 +182,16 @@ class NativeTrainer:
         """Replaces the momentum buffers, which have the shapes of the weights."""
         weight, output = (tensor.float().contiguous() for tensor in velocity)
         self._trainer.set_velocity(weight.data_ptr(), output.data_ptr())
+
+
+def _log_normaliser(teacher: Teacher, temperature: float) -> Tensor:
+    """log Z of softmax(h / T) over the selected units, of which all that are absent hold exp(0); (N,) float64."""
+    z, units = teacher.values.double() / temperature, float(len(teacher.units))
+    sample = torch.repeat_interleave(torch.arange(len(teacher.logits)), teacher.offsets.diff())
+    largest = z.new_zeros(len(teacher.logits)).scatter_reduce_(0, sample, z, "amax")
+    largest = torch.where(largest > 600, largest, 0.0)  # taken out only where exp would overflow
+    # expm1(z) with nothing taken out: log1p keeps its digits then
+    above = torch.where(largest[sample] > 0, (z - largest[sample]).exp() - (-largest[sample]).exp(), torch.expm1(z))
+    sums = torch.zeros_like(largest).index_add_(0, sample, above)  # in order: sums of samples may differ by 1e300
+    shift = torch.where(largest > 0, torch.log((-largest).exp() + sums / units), torch.log1p(sums / units))
+    return (largest + math.log(units) + shift).contiguous()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
-from .types import EpochStats, QuadraticPenalty, Settings, Teacher, gaba_coefficients
+from .types import EpochStats, NonFiniteStep, QuadraticPenalty, Settings, Teacher, gaba_coefficients
 
 
 class ReferenceTrainer:
@@ -46,20 +47,24 @@ class ReferenceTrainer:
         teacher: Teacher | None,
         penalty: QuadraticPenalty | None,
         should_stop: Callable[[], bool] | None,
-    ) -> EpochStats:
-        stats = EpochStats()
+    ) -> tuple[EpochStats, BaseException | None]:
+        stats, error = EpochStats(), None
         seen = 0
         for batch in order.split(batch_size):
             if should_stop is not None and should_stop():
                 break
-            self._step(x[batch], y[batch], batch, teacher, penalty, stats)
+            try:
+                self._step(x[batch], y[batch], batch, teacher, penalty, stats)
+            except NonFiniteStep as raised:
+                error = raised
+                break
             seen += len(batch)
         for name in ("loss", "ce", "kd_hidden", "kd_logits", "active_per_row"):
             setattr(stats, name, getattr(stats, name) / max(seen, 1))
         for name in ("grad_norm", "touched"):
             setattr(stats, name, getattr(stats, name) / max(stats.steps, 1))
         stats.scanned = seen
-        return stats
+        return stats, error
 
     def _step(
         self,
@@ -73,7 +78,7 @@ class ReferenceTrainer:
         s = self.settings
         h = self.hidden(x)
         if not torch.isfinite(h).all():
-            raise FloatingPointError("a score is not finite")
+            raise NonFiniteStep("score", stats.steps)
         active = h > 0
         with torch.enable_grad():
             h = h.detach().requires_grad_()
@@ -96,6 +101,9 @@ class ReferenceTrainer:
                 self.output_weight - penalty.output_anchor
             )
         norm = (grad_weight.double().square().sum() + grad_output.double().square().sum()).sqrt().item()
+        for what, value in (("loss", loss.item()), ("norm of the gradient", norm)):
+            if not math.isfinite(value):
+                raise NonFiniteStep(what, stats.steps)
         self._update(grad_weight, grad_output, min(1.0, s.max_grad_norm / (norm + 1e-6)))
         self.counts += active.sum(0)
 

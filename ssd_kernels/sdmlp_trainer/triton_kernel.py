@@ -22,6 +22,7 @@ DENSE, ROWS = triton_hidden.DENSE, triton_hidden.ROWS
 STEP, COUNT = tl.constexpr(0), tl.constexpr(1)  # of the int64 progress
 GO, SCALE = tl.constexpr(0), tl.constexpr(1)  # of the fp64 verdict on a step
 CE, KD_HIDDEN, KD_LOGITS, ACTIVE, NORM, TOUCHED, BAD = (tl.constexpr(i) for i in range(7))  # of the fp64 totals
+FAILURES = ("", "score", "loss", "norm of the gradient")  # what BAD means in the totals: the first that is not finite
 
 
 @triton.jit
@@ -257,14 +258,20 @@ def _finish_kernel(
     partial_ptr, parts_ptr, progress_ptr, verdict_ptr, totals_ptr, B, partials, blocks, strips, limit_high, limit_low,
     TEACHER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The clip coefficient; the statistics; the next step, unless a score was not finite or there was no sample."""
-    bad = _total(partial_ptr + BAD * partials, blocks, BLOCK) > 0
-    step = tl.load(progress_ptr + STEP)
-    go = ~bad & (step * B < tl.load(progress_ptr + COUNT))
+    """The clip coefficient; the statistics; the next step, unless a number was not finite or there was no sample."""
+    bad_scores = _total(partial_ptr + BAD * partials, blocks, BLOCK)
     norm = tl.sqrt(_total(partial_ptr + NORM * partials, blocks * strips, BLOCK))
+    loss = _total(parts_ptr + CE * B, B, BLOCK)
+    if TEACHER:
+        loss += _total(parts_ptr + KD_HIDDEN * B, B, BLOCK) + _total(parts_ptr + KD_LOGITS * B, B, BLOCK)
+    failure = tl.where((norm - norm) != 0.0, 3.0, 0.0)
+    failure = tl.where((loss - loss) != 0.0, 2.0, failure)
+    failure = tl.where(bad_scores > 0.0, 1.0, failure).to(tl.float64)
+    step = tl.load(progress_ptr + STEP)
+    go = (failure == 0.0) & (step * B < tl.load(progress_ptr + COUNT))
     tl.store(verdict_ptr + GO, go.to(tl.float64))
     tl.store(verdict_ptr + SCALE, tl.minimum(1.0, whole(limit_high, limit_low) / (norm + 1e-6)))
-    tl.store(totals_ptr + BAD, bad.to(tl.float64))
+    tl.store(totals_ptr + BAD, failure)
     if go:
         tl.store(totals_ptr + NORM, tl.load(totals_ptr + NORM) + norm)
         active = _total(partial_ptr + ACTIVE * partials, blocks, BLOCK)

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import _triton
 from ..topk_linear import triton_kernel as topk_kernels
 from . import triton_kernel as kernels
-from .types import EpochStats, QuadraticPenalty, Settings, Teacher
+from .types import EpochStats, NonFiniteStep, QuadraticPenalty, Settings, Teacher
 
 STEPS_PER_GRAPH = 16
 POLL_SECONDS = 0.1  # should_stop and signals are looked at about this often
@@ -236,7 +236,7 @@ class TritonTrainer:
         torch.autograd.graph.increment_version(self.counts)
         stats = self._stats(totals, done, min(done * batch, len(order)), teacher is not None)
         if totals[int(kernels.BAD)] and done * batch < len(order) and error is None:
-            error = FloatingPointError(f"a score is not finite in step {done}; the steps before it are kept")
+            error = NonFiniteStep(kernels.FAILURES[int(totals[int(kernels.BAD)])], done)
         return stats, error
 
     def _prepared(self, x, y, order, batch, teacher, penalty) -> _Step:

@@ -90,6 +90,25 @@ class EpochStats:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+class NonFiniteStep(FloatingPointError):
+    """A number of a step is not finite: that step was not taken, and everything is as the step before left it.
+
+    Attributes:
+        what: the first such number, as "cross-entropy", "gradient of the penalty" or "score".
+        step: the steps done by the call before it.
+        sample, neuron: where; None where it belongs to none.
+    """
+
+    def __init__(self, what: str, step: int, sample: int | None = None, neuron: int | None = None) -> None:
+        super().__init__(what, step, sample, neuron)
+        self.what, self.step, self.sample, self.neuron = what, step, sample, neuron
+
+    def __str__(self) -> str:
+        where = f" of sample {self.sample}" if self.sample is not None else ""
+        where += f" of neuron {self.neuron}" if self.neuron is not None else ""
+        return f"the {self.what}{where} is not finite in step {self.step}; that step was not taken"
+
+
 def gaba_coefficients(counts: Tensor, gaba_switch: float | None) -> Tensor:
     """g_j = clip(-1 + 2 c_j / S, -1, 1) in float64, or 1 where there is no switch; (R,)."""
     if gaba_switch is None:

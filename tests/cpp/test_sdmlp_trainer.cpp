@@ -79,7 +79,7 @@ struct Attached {
       weight_importance.push_back(i / kInputs % 4 ? static_cast<float>(std::fabs(random.uniform())) : 0.f);
     for (size_t i = 0; i < output.size(); ++i)
       output_importance.push_back(i % kNeurons % 4 ? static_cast<float>(std::fabs(random.uniform())) : 0.f);
-    teacher.probabilities = probabilities.data();
+    teacher.targets = probabilities.data();
     teacher.neg_entropy = neg_entropy.data();
     teacher.in_units = in_units.data();
     teacher.offsets = offsets.data();
@@ -136,7 +136,7 @@ Result train(const Options& options) {
   for (int e = 0; e < options.epochs; ++e) {
     const SdmlpStats stats = trainer.train(epoch, options.threads);
     model.certified += stats.certified;
-    CHECK(stats.steps == (kSamples + 35) / 36 && !stats.non_finite && std::isfinite(stats.loss));
+    CHECK(stats.steps == (kSamples + 35) / 36 && !stats.failure.what && std::isfinite(stats.loss));
     for (const double value :
          {stats.loss, stats.ce, stats.kd_hidden, stats.kd_logits, stats.grad_norm, stats.active_per_row, stats.touched})
       model.stats.push_back(value);

@@ -110,6 +110,9 @@ SSD_INLINE double sum_of_squares(const float* values, int64_t n) {
   }
   double total = reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3]));
   for (; d < n; ++d) total += static_cast<double>(values[d]) * values[d];
+  if (total < 1e30) return total;
+  total = 0;  // squares may have left fp32: only a number that is not finite itself gives such a sum
+  for (d = 0; d < n; ++d) total += static_cast<double>(values[d]) * values[d];
   return total;
 }
 

@@ -1,5 +1,6 @@
 // One row's outputs, losses and their gradients (algorithm.md section 5): cross-entropy, logit distillation and
 // hidden distillation over the union of the student's and the teacher's active units, all normalisers in fp64.
+#include <algorithm>
 #include <cmath>
 
 #include "engine/state.h"
@@ -10,15 +11,27 @@ namespace {
 // The selected units of one row: where the student or the teacher is active there, its softmax terms; all other units
 // hold exp(0) in both and enter in closed form.
 //   log Z = log n + log1p(sum expm1(h / T) / n),   KL(q || p) = sum q (w - z) + log Z_z - log Z_w   (forward)
+// Where exp would overflow, the largest h / T is taken out of the sum.
 double hidden_distillation(const SdmlpTeacher& teacher, int64_t sample, const SdmlpConfig& cfg, double weight,
                            Row& row) {
   const double inverse_t = 1.0 / cfg.temperature;
   const double units = static_cast<double>(teacher.units);
-  double sum = 0;
-  for (int i = 0; i < row.count; ++i)
-    if (teacher.in_units[row.index[i]]) sum += std::expm1(row.h[i] * inverse_t);
-  const double z_student = units + sum;
-  const double log_student = std::log(units) + std::log1p(sum / units);
+  double sum = 0, largest = 0;
+  for (int i = 0; i < row.count; ++i) {
+    if (!teacher.in_units[row.index[i]]) continue;
+    const double z = row.h[i] * inverse_t;
+    sum += std::expm1(z);
+    largest = std::max(largest, z);
+  }
+  double log_student = std::log(units) + std::log1p(sum / units);
+  const bool large = largest > 600;
+  if (large) {
+    double total = units * std::exp(-largest);
+    for (int i = 0; i < row.count; ++i)
+      if (teacher.in_units[row.index[i]]) total += std::exp(row.h[i] * inverse_t - largest) - std::exp(-largest);
+    log_student = largest + std::log(total);
+  }
+  const double z_student = large ? std::exp(log_student) : units + sum;
   const double log_teacher = teacher.hidden_log_z[sample];
   const double z_teacher_inverse = std::exp(-log_teacher);
   const int64_t end = teacher.offsets[sample + 1];
@@ -37,7 +50,7 @@ double hidden_distillation(const SdmlpTeacher& teacher, int64_t sample, const Sd
         cross += cfg.reverse_kl ? -w / z_student : std::exp(w - log_teacher) * w;
       }
       const double z = row.h[i] * inverse_t;
-      const double p = std::exp(z) / z_student;
+      const double p = large ? std::exp(z - log_student) : std::exp(z) / z_student;
       double w = 0, q = z_teacher_inverse;
       if (t < end && teacher.indices[t] == neuron) {
         w = teacher.values[t++] * inverse_t;
@@ -90,8 +103,8 @@ void SdmlpTrainer::Impl::logit_losses(const SdmlpEpoch& epoch, int which, int ba
     for (int64_t c = 0; c < C; ++c) soft[c] = p[c] * inverse_t;
   double cross = 0;  // sum q z
   if (teacher) {
-    const double* q = teacher->probabilities + row.sample * C;
-    for (int64_t c = 0; c < C; ++c) cross += q[c] * soft[c];
+    const double* q = teacher->targets + row.sample * C;
+    for (int64_t c = 0; c < C && !cfg.reverse_kl; ++c) cross += q[c] * soft[c];
   }
   double cross_reverse = 0;
   kernel.exp_rows(p, teacher ? 2 * C : C);
@@ -104,7 +117,7 @@ void SdmlpTrainer::Impl::logit_losses(const SdmlpEpoch& epoch, int which, int ba
   if (!teacher) {
     for (int64_t c = 0; c < C; ++c) gradient[c] = static_cast<float>(scale * (p[c] * inverse - (c == label)));
   } else {
-    const double* q = teacher->probabilities + row.sample * C;
+    const double* q = teacher->targets + row.sample * C;  // reverse: log q
     double soft_total = 0;
     for (int64_t c = 0; c < C; ++c) soft_total += soft[c];
     const double log_soft = std::log(soft_total), soft_inverse = 1.0 / soft_total;
@@ -119,12 +132,12 @@ void SdmlpTrainer::Impl::logit_losses(const SdmlpEpoch& epoch, int which, int ba
     } else {
       for (int64_t c = 0; c < C; ++c) {
         const double ps = soft[c] * soft_inverse;
-        cross_reverse += ps * ((logits[c] - highest) * inverse_t - log_soft - std::log(q[c]));
+        cross_reverse += ps * ((logits[c] - highest) * inverse_t - log_soft - q[c]);
       }
       kl = cross_reverse;
       for (int64_t c = 0; c < C; ++c) {
         const double ps = soft[c] * soft_inverse;
-        const double ratio = (logits[c] - highest) * inverse_t - log_soft - std::log(q[c]);
+        const double ratio = (logits[c] - highest) * inverse_t - log_soft - q[c];
         gradient[c] = static_cast<float>(scale * (p[c] * inverse - (c == label)) + kd * ps * (ratio - kl));
       }
     }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <limits>
 
 #include "engine/state.h"
 
@@ -34,10 +35,11 @@ struct SdmlpTrainer::Impl::Run {
   int64_t position = 0, steps = 0, batch = 0;
   double grad_norm_sum = 0, active_sum = 0, touched_sum = 0, mark = 0, last_poll = 0, scale = 0;
   bool stop = false;
-  bool dense = false;  // this step takes the all-active form
-  bool tiles = false;  // this step takes the form for many active neurons
-  int proved = 0;      // rows of this step that a certificate covered
-  std::atomic<bool> non_finite{false};
+  bool dense = false;                   // this step takes the all-active form
+  bool tiles = false;                   // this step takes the form for many active neurons
+  int proved = 0;                       // rows of this step that a certificate covered
+  std::atomic<bool> non_finite{false};  // a score was NaN
+  std::atomic<int64_t> bad_sample{std::numeric_limits<int64_t>::max()};  // the least sample that had one
   ScanPlan plan;
   static constexpr int64_t kWindow = 1024;  // rows whose certificates are looked at together
   int64_t window_end = 0;
@@ -149,7 +151,7 @@ struct SdmlpTrainer::Impl::Run {
   // Ends a scan of one row: its active neurons and, where certificates are in use, its record.
   void finish(int which, int place, float gap, ScratchRow& scratch, bool keep, const float* coefficients) {
     if (!self.finish_scan(which, place, plan, gap, coefficients)) {
-      non_finite.store(true);
+      bad_score(self.rows[which].sample);
       return;
     }
     if (keep && gap > 0) {
@@ -157,6 +159,13 @@ struct SdmlpTrainer::Impl::Run {
       self.certificates.record(self.rows[which].sample, list.index.data(), list.score.data(), list.count,
                                self.rows[which].threshold, scratch);
     }
+  }
+
+  void bad_score(int64_t sample) {
+    int64_t least = bad_sample.load();
+    while (sample < least && !bad_sample.compare_exchange_weak(least, sample)) {
+    }
+    non_finite.store(true);
   }
 
   void step() {
@@ -236,7 +245,8 @@ struct SdmlpTrainer::Impl::Run {
     self.kernel.tile_slice(self.tiles.inputs.data(), n, self.D, self.tiles.sliced.data());
     lap(kSelect);
     team.for_each(kUpdateChunks, [&](int c, int) {
-      if (!self.tile_scores(c)) non_finite.store(true);
+      const int row = self.tile_scores(c);
+      if (row >= 0) bad_score(self.rows[row].sample);
     });
     lap(kScan);
     if (non_finite.load()) {
@@ -257,7 +267,7 @@ struct SdmlpTrainer::Impl::Run {
 
   // Clips and applies the touched neurons' gradients.
   void update_step() {
-    clip(0.0);
+    if (!clip(0.0)) return;
     lap(kBackward);
     team.for_each(kUpdateChunks, [&](int c, int) { self.update(c, static_cast<float>(scale), epoch.penalty); });
     self.products_valid = false;
@@ -282,7 +292,8 @@ struct SdmlpTrainer::Impl::Run {
     team.for_each(static_cast<int>(self.C), [&](int c, int) { self.dense_gradient(c, n); });
     lap(kDense);
     team.for_each(kUpdateChunks, [&](int c, int) { self.dense_output_gradient(c); });
-    clip(self.dense_weight_norm2());
+    const double weight_norm2 = self.dense_weight_norm2();
+    if (!clip(weight_norm2 < 0 ? 0.0 : weight_norm2)) return;  // rounding may leave it below 0
     lap(kBackward);
     team.for_each(kUpdateChunks, [&](int c, int) { self.dense_update(c, static_cast<float>(scale), n); });
     self.dense_collect();
@@ -291,12 +302,46 @@ struct SdmlpTrainer::Impl::Run {
     end_step();
   }
 
-  // The clipping factor, from the ranges' squared norms and what is in none of them.
-  void clip(double norm2) {
+  // The clipping factor, from the ranges' squared norms and what is in none of them. False, and the call ends, where
+  // the loss, the norm or the update is not finite: nothing has been changed by this step then.
+  bool clip(double norm2) {
     for (const UpdateChunk& chunk : self.chunks) norm2 += chunk.norm2;
     const double norm = std::sqrt(norm2);
     scale = std::min(1.0, self.cfg.max_grad_norm / (norm + 1e-6));
+    double loss = 0;
+    for (int64_t b = 0; b < batch; ++b) loss += self.rows[b].ce + self.rows[b].kd_hidden + self.rows[b].kd_logits;
+    const double speed = self.cfg.momentum * self.speed + scale * norm;
+    if (!std::isfinite(loss) || !std::isfinite(norm) || !(self.cfg.lr * speed <= kLongestStep)) {
+      stats.failure = explain(norm);
+      stop = true;
+      return false;
+    }
+    if (!self.weight_velocity.empty()) self.speed = speed;
     grad_norm_sum += norm;
+    return true;
+  }
+
+  // What is not finite in a step that cannot be taken, and where.
+  SdmlpFailure explain(double norm) const {
+    for (int64_t b = 0; b < batch; ++b) {
+      const Row& row = self.rows[b];
+      if (!std::isfinite(row.ce)) return {"cross-entropy", row.sample};
+      if (!std::isfinite(row.kd_hidden)) return {"hidden distillation", row.sample};
+      if (!std::isfinite(row.kd_logits)) return {"logit distillation", row.sample};
+    }
+    if (std::isfinite(norm)) return {"learning rate times the gradient"};
+    if (dense) return {"norm of the gradient"};
+    for (const UpdateChunk& chunk : self.chunks) {
+      for (size_t s = 0; s < chunk.neuron.size(); ++s) {
+        if (!std::isfinite(self.kernel.square_norm(&chunk.gradient[s * self.D], self.D)))
+          return {"gradient of weight", -1, chunk.neuron[s]};
+        if (!std::isfinite(self.kernel.square_norm(&chunk.output_gradient[s * self.Cp], self.Cp)))
+          return {"gradient of output_weight", -1, chunk.neuron[s]};
+      }
+    }
+    for (size_t j = 0; epoch.penalty && j < self.pull_norm2.size(); ++j)
+      if (!std::isfinite(self.pull_norm2[j])) return {"gradient of the penalty", -1, static_cast<int64_t>(j)};
+    return {"norm of the gradient"};
   }
 
   void end_step() {
@@ -341,7 +386,7 @@ struct SdmlpTrainer::Impl::Run {
     }
     stats.scored = scored / std::max<double>(1.0, static_cast<double>(stats.certified));
     stats.examined = examined / std::max<double>(1.0, static_cast<double>(stats.certified));
-    stats.non_finite = non_finite.load();
+    if (non_finite.load()) stats.failure = {"score", bad_sample.load()};
   }
 };
 

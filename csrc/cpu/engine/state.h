@@ -81,6 +81,7 @@ constexpr int kPreselectRows = 128;  // the same where W is rounded to bf16 on t
 constexpr int64_t kTileBytes = int64_t{1} << 30;  // bound of the scores that a step without lists keeps instead
 constexpr int kTileSparse = 3;  // a neuron's gradient is a masked product where 1 row in 3 has it active, else a list
 
+constexpr double kLongestStep = 1e38;            // of both layers together: beyond it a weight may leave fp32
 constexpr double kMovementGrowth = 1.0 + 1e-4;   // covers the rounding of a movement's own computation
 constexpr int64_t kEraBytes = int64_t{1} << 28;  // bound of the rows kept as they were at the era's start
 
@@ -119,7 +120,8 @@ struct SdmlpTrainer::Impl {
   Floats output;                            // (R, Cp) output_weight transposed, padded with 0
   std::vector<float> gaba;                  // (R,)
   Floats weight_velocity, output_velocity;  // (R, D), (R, Cp); empty without momentum
-  std::vector<uint8_t> in_motion;           // (R,) 1 where a velocity may not be 0
+  std::vector<uint8_t> in_motion;           // (R,) 1 where a velocity is not 0
+  double speed = 0;                         // a bound of the norm of both velocities together
   // The quadratic penalty of this call: output parts transposed to (R, Cp), rows that it pulls at all, and the squared
   // norm of each row's pull, so that rows no sample touches cost one pass a step and not two.
   Floats output_importance, output_anchor;
@@ -225,7 +227,7 @@ struct SdmlpTrainer::Impl {
   bool tile_form(int64_t batch) const;
   void tile_begin(const SdmlpEpoch& epoch, int batch);
   void tile_load(int begin, int end);
-  bool tile_scores(int chunk);
+  int tile_scores(int chunk);
   void tile_threshold(int b, std::vector<std::pair<float, int32_t>>& merged);
   void tile_forward(const SdmlpEpoch& epoch, int group);
   void tile_hidden(const SdmlpEpoch& epoch, int b);

@@ -25,14 +25,14 @@ struct SdmlpConfig {
 
 // The frozen teacher, evaluated once on the samples of a task. All pointers are the caller's.
 struct SdmlpTeacher {
-  const double* probabilities = nullptr;  // (N, C) softmax(logits / T)
-  const double* neg_entropy = nullptr;    // (N,) sum_c q log q
-  const uint8_t* in_units = nullptr;      // (R,) 1 where the neuron is one of the selected units
-  int64_t units = 0;                      // n
-  const int64_t* offsets = nullptr;       // (N + 1,)
-  const int32_t* indices = nullptr;       // (nnz,) neurons, ascending within a sample
-  const float* values = nullptr;          // (nnz,) teacher activations
-  const double* hidden_log_z = nullptr;   // (N,) log of the hidden softmax's normaliser
+  const double* targets = nullptr;       // (N, C) q = softmax(logits / T); log q for the reverse KL
+  const double* neg_entropy = nullptr;   // (N,) sum_c q log q
+  const uint8_t* in_units = nullptr;     // (R,) 1 where the neuron is one of the selected units
+  int64_t units = 0;                     // n
+  const int64_t* offsets = nullptr;      // (N + 1,)
+  const int32_t* indices = nullptr;      // (nnz,) neurons, ascending within a sample
+  const float* values = nullptr;         // (nnz,) teacher activations
+  const double* hidden_log_z = nullptr;  // (N,) log of the hidden softmax's normaliser
 };
 
 // coef * sum importance * (theta - anchor)^2, added to the loss outside alpha.
@@ -55,6 +55,13 @@ struct SdmlpEpoch {
   void* context = nullptr;
 };
 
+// The first number of a step that was not finite: that step was not taken, and nothing has changed since the one
+// before.
+struct SdmlpFailure {
+  const char* what = nullptr;        // null: there was none
+  int64_t sample = -1, neuron = -1;  // where, -1: not of one
+};
+
 enum SdmlpPhase { kSelect, kScan, kForward, kGroup, kBackward, kUpdate, kRefresh, kDense, kPhases };
 
 struct SdmlpStats {
@@ -65,7 +72,7 @@ struct SdmlpStats {
   int64_t certified = 0, refreshed = 0, scanned = 0;  // rows
   double scored = 0, examined = 0;                    // means per certified row: neurons scored, bounds looked at
   double seconds[kPhases] = {};
-  bool non_finite = false;  // a score was NaN: the step before it is the last one done
+  SdmlpFailure failure;  // why the call ended before a step, where one could not be taken
 };
 
 // Rows of sparse activations, as make_teacher wants them.
@@ -91,7 +98,7 @@ class SdmlpTrainer {
   // Reads weight, output_weight and counts again after a change from outside; forgets every certificate.
   void invalidate();
 
-  // Momentum buffers, (R, D) and (C, R); only with momentum.
+  // Momentum buffers, (R, D) and (C, R), finite; only with momentum.
   void get_velocity(float* weight, float* output) const;
   void set_velocity(const float* weight, const float* output);
 

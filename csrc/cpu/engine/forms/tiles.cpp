@@ -65,8 +65,9 @@ void SdmlpTrainer::Impl::tile_load(int begin, int end) {
   }
 }
 
-// A range's scores, and for every row the K + 1 best of them that are not below the row's bound; false for NaN.
-bool SdmlpTrainer::Impl::tile_scores(int which) {
+// A range's scores, and for every row the K + 1 best of them that are not below the row's bound. Returns a row
+// whose score is NaN, -1: there is none.
+int SdmlpTrainer::Impl::tile_scores(int which) {
   Tiles& t = tiles;
   const UpdateChunk& chunk = chunks[which];
   const int winners = static_cast<int>(K) + 1;
@@ -76,7 +77,7 @@ bool SdmlpTrainer::Impl::tile_scores(int which) {
   thread_local std::vector<int32_t> hits;
   hits.resize(static_cast<size_t>(kScoreNeurons) * t.columns);
   const float* neuron[kScoreNeurons];
-  bool finite = true;
+  int bad = -1;
   for (int64_t j = chunk.begin; j < chunk.end; j += kScoreNeurons) {
     const int n = static_cast<int>(std::min<int64_t>(kScoreNeurons, chunk.end - j));
     for (int i = 0; i < n; ++i) neuron[i] = weight + (j + i) * D;
@@ -88,7 +89,7 @@ bool SdmlpTrainer::Impl::tile_scores(int which) {
     for (int e = 0; e < found; ++e) {
       const int b = hits[e] % t.columns;
       const float score = scores[hits[e]];
-      finite = finite && score >= 0;  // inputs and weights are not negative: otherwise this is NaN
+      if (!(score >= 0) && (bad < 0 || b < bad)) bad = b;  // inputs and weights are not negative: this is NaN
       const size_t at = (static_cast<size_t>(which) * t.columns + b) * winners;
       float* list = &t.best_score[at];
       int place = best[b];
@@ -103,7 +104,7 @@ bool SdmlpTrainer::Impl::tile_scores(int which) {
       if (best[b] == winners) floors[b] = std::max(floors[b], *std::min_element(list, list + winners));
     }
   }
-  return finite;
+  return bad;
 }
 
 // A row's threshold, the (K + 1)-th largest of all ranges, and the neurons to look at first at its next visit.
