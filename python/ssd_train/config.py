@@ -1,4 +1,4 @@
-"""Every setting of a run: one flat dataclass, its checks, and how a recipe, a file and options combine."""
+"""Every setting of a run: one flat dataclass, and how it is read and written."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml
 
-from ssd_kernels._backend import resolve
-
-from .data import ALLOWED
 from .errors import BadInput, bad
 
 RECIPES = resources.files("ssd_train") / "recipes"
@@ -131,96 +127,6 @@ def parse_gaba_switch(value: float | str) -> float | Literal["auto"] | None:
     if not (math.isfinite(number) and number > 0):
         raise bad("--gaba-switch", value, "auto, none or a positive number")
     return number
-
-
-def check(config: TrainConfig) -> None:
-    """Everything that can be said without the data.
-
-    Raises:
-        BadInput: names the option, its value and what is allowed.
-    """
-    from .methods import METHODS
-
-    def need(ok: bool, name: str, allowed: str) -> None:
-        if not ok:
-            raise bad("--" + name.replace("_", "-"), getattr(config, name), allowed)
-
-    need(config.data is not None, "data", f"{ALLOWED}")
-    need(config.method in METHODS, "method", ", ".join(METHODS))
-    models = METHODS[config.method].models
-    need(config.model in (None, *models), "model", f"{' or '.join(models)} with --method {config.method}")
-    need(config.neurons >= 1, "neurons", "1 or more")
-    need(config.layers >= 1, "layers", "1 or more")
-    if model_kind(config) == "sdmlp":
-        need(1 <= config.k < config.neurons, "k", f"1 .. {config.neurons - 1} (below --neurons {config.neurons})")
-        start = config.k_start is None or config.k <= config.k_start < config.neurons
-        need(start, "k_start", f"{config.k} .. {config.neurons - 1} (--k .. below --neurons), or null")
-        span = config.k_epochs is None or (config.k_start is not None and 1 <= config.k_epochs <= config.epochs)
-        need(span, "k_epochs", f"1 .. {config.epochs} together with --k-start, or null")
-    need(config.epochs >= 0, "epochs", "0 or more")
-    need(config.batch_size >= 1, "batch_size", "1 or more")
-    need(math.isfinite(config.lr) and config.lr > 0, "lr", "a positive number")
-    need(0 <= config.momentum < 1, "momentum", "0 or more, below 1")
-    need(config.max_grad_norm is None or config.max_grad_norm > 0, "max_grad_norm", "a positive number or null")
-    need(0 <= config.alpha <= 1, "alpha", "0 .. 1")
-    need(0 <= config.lam <= 1, "lam", "0 .. 1")
-    need(math.isfinite(config.temperature) and config.temperature > 0, "temperature", "a positive number")
-    need(config.n_distill >= 1, "n_distill", "1 or more")
-    need(0 <= config.validation < 1, "validation", "0 or more, below 1")
-    need(config.hidden == "activations" or config.layers == 1, "hidden", "activations with more than one hidden layer")
-    need(config.coef is None or (math.isfinite(config.coef) and config.coef >= 0), "coef", "0 or more")
-    need(config.beta is None or (math.isfinite(config.beta) and config.beta > 0), "beta", "a positive number")
-    need(config.online is None or 0 <= config.online <= 1, "online", "0 .. 1, or null")
-    online = config.online is None or config.method in ("ewc", "ssd+ewc", "mas")
-    need(online, "online", f"null: {config.method} has one way")
-    need(config.importance_samples >= 0, "importance_samples", "0 or more")
-    estimators = getattr(METHODS[config.method], "estimators", ())
-    listed = ", ".join(estimators) or f"nothing: {config.method} has one way"
-    need(config.estimator in (None, *estimators), "estimator", listed)
-    need(config.pretrained is None or Path(config.pretrained).is_file(), "pretrained", "an existing model.safetensors")
-    need(config.pretrained is None or model_kind(config) == "sdmlp", "pretrained", "null with a ReLU MLP")
-    need(config.classes_per_task >= 1, "classes_per_task", "1 or more")
-    need(config.threads is None or config.threads >= 1, "threads", "1 or more")
-    need(config.eval_every is None or config.eval_every >= 1, "eval_every", "1 or more")
-    need(config.probe_size >= 0, "probe_size", "0 or more")
-    need(config.checkpoint_seconds >= 0, "checkpoint_seconds", "0 or more")
-    need(config.backend in ("auto", "reference", "cpu", "triton", "cuda"), "backend",
-         "auto, reference, cpu, triton or cuda")  # fmt: skip
-    need(not (config.resume and config.out is None), "resume", "used together with --out, the folder to continue")
-    need(not (config.resume and config.overwrite), "overwrite", "false together with --resume")
-    parse_gaba_switch(config.gaba_switch)
-    parse_seeds(config.seeds)
-    _check_device(config.device)
-    if model_kind(config) == "sdmlp":
-        _check_backend(config)
-
-
-def _check_backend(config: TrainConfig) -> None:
-    """The operations of a training step must all run on the backend asked for."""
-    layer = "topk_linear" if config.topk == "mask" else "gaba_linear"
-    for op in (layer, "sparse_linear", "sparse_update", "distill", "activation_counts"):
-        try:
-            resolve(config.backend, op, torch.device(config.device))
-        except ValueError as error:
-            raise BadInput(f"--backend: {error}") from None
-
-
-def _check_device(name: str) -> None:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise bad("--device", name, "cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise bad("--device", name, "cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise bad("--device", name, f"a device that torch sees; it sees {torch.cuda.device_count()} CUDA devices")
-
-
-def model_kind(config: TrainConfig) -> str:
-    """`sdmlp` or `relu`: the network asked for, or the method's default."""
-    from .methods import METHODS
-
-    return config.model or METHODS[config.method].models[0]
 
 
 def as_dict(config: TrainConfig) -> dict[str, Any]:

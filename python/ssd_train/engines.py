@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,29 +14,13 @@ from ssd_kernels._backend import missing_reason
 from .errors import BadInput
 from .methods import Batch, Method
 from .model import SDMLP, activity, predict, sdmlp_engine
+from .records import ROW_KINDS, EpochSums
 
 if TYPE_CHECKING:
     from .config import TrainConfig
     from .trainer import Trainer
 
-PARTS = ("loss", "ce", "kd_hidden", "kd_logits", "penalty")
-# What one point of the curves holds; the accuracy on each task follows.
-COLUMNS = ("task", "epoch", *PARTS, "accuracy", "accuracy_taw", "train_accuracy", "entropy", "class_entropy",
-           "coverage", "jaccard", "cosine")  # fmt: skip
-ROW_KINDS = ("certified", "refreshed", "scanned")
 MANY_ACTIVE = 64  # active neurons per row from which the engine's steps keep no lists of them
-
-
-@dataclass
-class EpochSums:
-    """What an epoch adds up, part by part, so that an interrupted epoch can go on where it stopped."""
-
-    samples: int = 0
-    parts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
-    rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ROW_KINDS, 0))
-
-    def means(self) -> dict[str, float]:
-        return {name: value / max(self.samples, 1) for name, value in self.parts.items()}
 
 
 class AutogradEngine:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .engines import COLUMNS
+from .records import COLUMNS
 
 
 def pyplot() -> Any:

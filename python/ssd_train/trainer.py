@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,45 +14,20 @@ import ssd_kernels
 
 from . import __version__
 from .checkpoint import CheckpointFolder, write_tensors
-from .config import TrainConfig, as_dict, model_kind, parse_gaba_switch
+from .config import TrainConfig, as_dict, parse_gaba_switch
 from .data import Dataset, make_tasks
 from .data.tasks import class_order
 from .distill import Teacher
-from .engines import COLUMNS, EpochSums, make_engine
+from .engines import make_engine
 from .methods import METHODS, Method
 from .metrics import accuracy as metrics
 from .metrics import structure as analysis
 from .model import SDMLP, build_model
 from .pretrained import load_pretrained
+from .records import COLUMNS, EpochSums, Interrupted, Progress
+from .validate import model_kind
 
 MAX_HEATMAP_NEURONS = 16_384
-
-
-@dataclass
-class Progress:
-    """Where a run stands, beside its tensors: what a checkpoint's JSON document holds."""
-
-    seed: int
-    stage: int = 0
-    started: bool = False
-    epoch: int = 0
-    position: int = 0
-    finished: bool = False
-    matrix: list[list[float | None]] = field(default_factory=list)
-    matrix_taw: list[list[float | None]] = field(default_factory=list)
-    accuracy: float | None = None
-    accuracy_taw: float | None = None
-    initial: list[float | None] | None = None
-    loss_parts: list[dict[str, Any]] = field(default_factory=list)
-    path_length: list[float | None] = field(default_factory=list)
-    rows: dict[str, int] = field(default_factory=lambda: {"certified": 0, "refreshed": 0, "scanned": 0})
-    phases: dict[str, float] = field(default_factory=dict)
-    activity: dict[str, dict[str, float]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "eval": 0.0, "total": 0.0})
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; its state is saved."""
 
 
 class Trainer:

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from ssd_train import data
 from ssd_train.config import TrainConfig
-from ssd_train.trainer import Interrupted, Trainer
+from ssd_train.records import Interrupted
+from ssd_train.trainer import Trainer
 from torch import Tensor
 
 STEPS = 200

@@ -18,7 +18,8 @@ from ssd_train.checkpoint import CheckpointFolder, read_tensors, write_atomic, w
 from ssd_train.config import TrainConfig
 from ssd_train.errors import BadInput
 from ssd_train.methods import METHODS
-from ssd_train.trainer import Interrupted, Trainer
+from ssd_train.records import Interrupted
+from ssd_train.trainer import Trainer
 
 SMALL = ["run", "--data", "digits", "--neurons", "100", "--epochs", "3", "--n-distill", "40", "--threads", "1",
          "--checkpoint-seconds", "0"]  # fmt: skip

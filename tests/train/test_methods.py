@@ -14,7 +14,8 @@ from ssd_train.importance import ESTIMATORS, layers_of
 from ssd_train.methods.base import Batch
 from ssd_train.methods.icarl import herd
 from ssd_train.model import ReLUMLP
-from ssd_train.trainer import Interrupted, Trainer
+from ssd_train.records import Interrupted
+from ssd_train.trainer import Trainer
 
 
 def gradients(model, loss):

@@ -8,13 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ssd_train import data
-from ssd_train.config import TrainConfig, check
+from ssd_train.config import TrainConfig
 from ssd_train.engines import fused_reason
 from ssd_train.errors import BadInput
 from ssd_train.importance import layers_of
 from ssd_train.model import SDMLP
 from ssd_train.run.evaluate import load_model
 from ssd_train.trainer import Trainer
+from ssd_train.validate import check
 
 
 def config(**changes):

@@ -65,8 +65,8 @@ def _run(argv: list[str]) -> int:
 def _pretrain(argv: list[str]) -> int:
     """`run` on all classes at once with momentum; `auto` of the GABA switch is 0.4 x samples."""
     from .. import data
-    from ..config import check
     from ..run.runner import run
+    from ..validate import check
 
     config = parse_run(argv, PRETRAINING)
     check(config)

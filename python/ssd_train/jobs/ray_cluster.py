@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import as_dict, from_dict
 from ..errors import BadInput
+from ..records import Interrupted
 from ..run.folder import StopSignals
 from ..run.runner import execute
-from ..trainer import Interrupted
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from .schedule import Job
+    from .job import Job
 
 POLL = 0.5  # seconds between looks at a signal
 

@@ -2,60 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 from tqdm import tqdm
 
-from ..config import FREE_ON_RESUME, TrainConfig, as_dict, check
+from ..config import as_dict
 from ..errors import BadInput
-from ..run import results
+from ..records import Interrupted
 from ..run.folder import StopSignals
 from ..run.runner import execute
-from ..trainer import Interrupted
+from .job import Job
 from .ray_cluster import connect, run_on_ray
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of one seed in a folder whose name tells its settings."""
-
-    config: TrainConfig
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
-    def finished(self) -> dict[str, Any] | None:
-        """The run's results, or None when there are none yet."""
-        return results.read(self.folder) if (self.folder / "results.json").exists() else None
-
-
-def make_job(settings: dict[str, Any], seed: int, root: Path, threads: int | None) -> Job:
-    """The job that trains `settings` with one seed. The same settings always get the same folder.
-
-    Raises:
-        BadInput: a setting that does not exist or is out of range.
-    """
-    known = set(TrainConfig.__dataclass_fields__)
-    if unknown := sorted(set(settings) - known):
-        raise BadInput(f"setting: got {unknown[0]!r}, allowed is one of {', '.join(sorted(known))}")
-    config = TrainConfig(**settings | {"seeds": str(seed), "resume": False, "overwrite": False, "threads": threads})
-    fixed = {k: v for k, v in as_dict(config).items() if k not in FREE_ON_RESUME}
-    digest = hashlib.sha256(json.dumps([fixed, seed], sort_keys=True).encode()).hexdigest()[:10]
-    kind = f"{config.method}-{config.model}" if config.model else config.method
-    name = f"{kind}-R{config.neurons}-K{config.k}-e{config.epochs}-seed{seed}-{digest}"
-    config.out, config.resume = str(root / name), True
-    check(config)
-    return Job(config, root / name)
 
 
 def run_all(jobs: list[Job], workers: int | None, scheduler: str = "local") -> list[dict[str, Any]]:

@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .. import plots
-from ..checkpoint import CheckpointFolder
-from ..engines import COLUMNS
-from ..errors import BadInput
-
-if TYPE_CHECKING:
-    from ..jobs.schedule import Job
-    from .paper import Trained
+from ..records import COLUMNS
+from .trained import Trained, curves, history
 
 FORMATS = (".png", ".pdf")
-
-
-def history(job: Job) -> tuple[np.ndarray, np.ndarray | None]:
-    """A finished run's curve, (points, columns), and its neuron counts per point, (points, R)."""
-    folder = job.folder / f"seed-{job.config.seeds}" / "checkpoint"
-    found = CheckpointFolder(folder).load()
-    if found is None:
-        raise BadInput(f"{folder}: no checkpoint; the curves of {job.name} are lost, delete its folder to train again")
-    tensors = found[0]
-    snapshots = tensors["snapshots"].numpy() if "snapshots" in tensors else None
-    return tensors["history"].numpy(), snapshots
-
-
-def curves(item: Trained) -> np.ndarray:
-    """The curves of every seed: (seeds, points, columns)."""
-    return np.array([history(job)[0] for job in item.jobs])
 
 
 def _column(points: np.ndarray, name: str) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,18 @@ from ssd_kernels import _source
 
 from .. import data as datasets
 from ..checkpoint import read_tensors, write_atomic
-from ..config import TrainConfig, model_kind, parse_seeds
+from ..config import TrainConfig, parse_seeds
 from ..errors import bad
-from ..jobs.schedule import Job, make_job, run_all
+from ..jobs.job import make_job
+from ..jobs.schedule import run_all
 from ..metrics import accuracy as metrics
 from ..options import parse, run_parser
 from ..pretrained import NEEDED
-from ..trainer import Interrupted
+from ..records import Interrupted
+from ..validate import model_kind
 from . import figures
 from .experiments import EXPERIMENTS, Experiment, column_of
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A row in one column: the jobs (one per seed) and their results."""
-
-    row: str
-    column: str
-    paper: float | None
-    jobs: list[Job]
-    results: list[dict[str, Any]]
+from .trained import Trained
 
 
 def paper(name: str, data: list[str], seeds: str, out: Path, overrides: dict[str, Any], workers: int,

@@ -12,10 +12,11 @@ from typing import Any
 from ..checkpoint import write_atomic
 from ..config import TrainConfig, as_dict, parse_seeds
 from ..errors import BadInput, bad
-from ..jobs.schedule import make_job, run_all
+from ..jobs.job import make_job
+from ..jobs.schedule import run_all
 from ..metrics import accuracy as metrics
 from ..options import parse, run_parser
-from ..trainer import Interrupted
+from ..records import Interrupted
 
 MODES = ("grid", "list", "random")
 SCHEDULERS = ("local", "ray")

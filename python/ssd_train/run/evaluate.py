@@ -11,11 +11,12 @@ import ssd_kernels
 
 from .. import data as datasets
 from ..checkpoint import read_tensors
-from ..config import from_dict, model_kind
+from ..config import from_dict
 from ..errors import BadInput
 from ..methods import METHODS, Method
 from ..metrics import accuracy as metrics
 from ..model import SDMLP, build_model, predict
+from ..validate import model_kind
 
 
 def load_model(path: Path, device: str = "cpu") -> tuple[torch.nn.Module, dict[str, Any]]:

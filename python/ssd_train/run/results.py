@@ -17,10 +17,10 @@ from .. import __version__
 from ..checkpoint import write_atomic
 from ..config import TrainConfig, as_dict, parse_seeds
 from ..data import Dataset
-from ..engines import COLUMNS
 from ..errors import BadInput
 from ..metrics import accuracy as metrics
 from ..pretrained import describe_pretraining
+from ..records import COLUMNS
 from ..trainer import Trainer
 
 SUMMARIZED = ("accuracy", "accuracy_taw", "bwt", "forgetting", "fwt")

@@ -13,12 +13,14 @@ from tqdm import tqdm
 from .. import data as datasets
 from .. import plots
 from ..checkpoint import write_atomic
-from ..config import FREE_ON_RESUME, TrainConfig, as_dict, check, dump, parse_seeds, read_config
+from ..config import FREE_ON_RESUME, TrainConfig, as_dict, dump, parse_seeds, read_config
 from ..data import Dataset
-from ..engines import COLUMNS, fused_reason
+from ..engines import fused_reason
 from ..errors import BadInput
 from ..pretrained import read_pretrained
-from ..trainer import Interrupted, Trainer
+from ..records import COLUMNS, Interrupted
+from ..trainer import Trainer
+from ..validate import check
 from . import results
 from .folder import StopSignals, claimed
 
