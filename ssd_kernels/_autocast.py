@@ -8,15 +8,24 @@ this.
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
+from torch import Tensor
 
 
-def cast(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+@overload
+def cast(x: Tensor, weight: Tensor, /) -> tuple[Tensor, Tensor]: ...
+@overload
+def cast(x: Tensor, weight: Tensor, bias: Tensor | None, /) -> tuple[Tensor, Tensor, Tensor | None]: ...
+def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The floating-point tensors in the autocast dtype where autocast is on for the first one's device.
 
     fp64 tensors stay as they are, as torch's own autocast leaves them.
     """
-    device = tensors[0].device.type
+    first = tensors[0]
+    assert first is not None
+    device = first.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)

@@ -104,4 +104,4 @@ def resolve(backend: str, op: str, device: torch.device) -> str:
 
 # torch.compile runs it instead of tracing it: what torch.compiler.assume_constant_result does, which would import
 # torch._dynamo and with it triton.
-resolve._dynamo_marked_constant = True
+resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
+
+# The values of the public options, for type checkers; every function checks them at run time too.
+Backend = Literal["auto", "reference", "cpu", "triton", "cuda"]
+Activation = Literal["relu", "none"]
+Normalize = Literal["none", "input", "both"]
+Precision = Literal["fp32"]
+Divergence = Literal["forward", "reverse"]
+Scan = Literal["auto", "exhaustive"]
 
 
 class TopK(NamedTuple):

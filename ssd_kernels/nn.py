@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ._types import TopK
+from ._types import Activation, Backend, Normalize, Precision, TopK
 from .topk_linear import topk_linear
 
 OUTPUTS = ("dense", "topk")
@@ -55,13 +56,13 @@ class SparseTopKLinear(nn.Module):
         k: int,
         bias: bool = True,
         *,
-        output: str = "dense",
-        activation: str = "relu",
-        normalize: str = "none",
+        output: Literal["dense", "topk"] = "dense",
+        activation: Activation = "relu",
+        normalize: Normalize = "none",
         inhibition: bool = False,
         sparse_grad: bool = False,
-        precision: str = "fp32",
-        backend: str = "auto",
+        precision: Precision = "fp32",
+        backend: Backend = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -87,7 +88,7 @@ class SparseTopKLinear(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, k: int, **options: object) -> SparseTopKLinear:
+    def from_linear(cls, linear: nn.Linear, k: int, **options: Any) -> SparseTopKLinear:
         """The same layer with Top-K: it shares the Parameters of `linear`, so optimizers keep working.
 
         Args:
@@ -134,7 +135,7 @@ class SparseTopKLinear(nn.Module):
         )
 
 
-def replace_topk(model: nn.Module, k: Mapping[str, int], **options: object) -> nn.Module:
+def replace_topk(model: nn.Module, k: Mapping[str, int], **options: Any) -> nn.Module:
     """Swaps named nn.Linear modules of a model for SparseTopKLinear, in place, sharing their Parameters.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -60,6 +61,7 @@ def clip_grad_norm_(
 
 def _entries(parameter: Tensor) -> Tensor:
     """The stored entries of a gradient, as a tensor that shares its memory."""
+    assert parameter.grad is not None
     if not parameter.grad.is_sparse:
         return parameter.grad
     if not parameter.grad.is_coalesced():
@@ -99,7 +101,7 @@ class SparseSGD(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict],
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float = 0.05,
         *,
         clamp: bool = False,
@@ -109,6 +111,10 @@ class SparseSGD(torch.optim.Optimizer):
             raise ValueError(f"SparseSGD: lr={lr}: allowed are numbers >= 0")
         super().__init__(params, {"lr": lr, "clamp": clamp, "renormalise": renormalise})
 
+    @overload
+    def step(self, closure: None = ...) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step; with a closure it evaluates the loss first and returns it."""
@@ -125,6 +131,7 @@ class SparseSGD(torch.optim.Optimizer):
 
 def _step(weight: Tensor, lr: float, clamp: bool, renormalise: bool) -> None:
     grad = weight.grad
+    assert grad is not None
     if grad.is_sparse:
         if grad.sparse_dim() != 1 or grad.dim() != 2:
             raise ValueError(f"SparseSGD: a sparse gradient must be (R, D) with one sparse dimension, got {grad.shape}")

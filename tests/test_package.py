@@ -262,8 +262,8 @@ def test_wheel_from_the_sdist_is_complete(sdist, tmp_path):
     assert not (installed / "ssd_kernels" / "stale.py").exists()
     assert len(list((installed / "ssd_kernels").glob("_cpu.*.so"))) == 1
     assert not list(installed.rglob("_cuda*.so"))
-    shipped = [name for name in tracked_files()
-               if re.match(r"ssd_kernels/.*\.(py|md)$|python/ssd_train/.*\.(py|md|yaml|json)$", name)]  # fmt: skip
+    files = re.compile(r"ssd_kernels/.*\.(pyi?|md|typed)$|python/ssd_train/.*\.(py|md|yaml|json|typed)$")
+    shipped = [name for name in tracked_files() if files.match(name)]
     missing = [name for name in shipped if not (installed / name.removeprefix("python/")).exists()]
     assert not missing
     doctor = run_python("-m", "ssd_kernels", env={"PYTHONPATH": str(installed)})

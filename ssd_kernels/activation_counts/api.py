@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from .._backend import resolve
-from .._types import Rows, TopK
+from .._types import Backend, Rows, TopK
 from . import ops  # noqa: F401  registers the operations
 
 
-def activation_counts(activations: Tensor | TopK | Rows, neurons: int, *, backend: str = "auto") -> Tensor:
+def activation_counts(activations: Tensor | TopK | Rows, neurons: int, *, backend: Backend = "auto") -> Tensor:
     """How often each neuron is active: n_j = number of samples with h_j > 0 (algorithm.md, section 5).
 
     Args:
@@ -40,14 +40,14 @@ def activation_counts(activations: Tensor | TopK | Rows, neurons: int, *, backen
         raise ValueError(f"activations must be (..., R) with R = {neurons}, got {tuple(values.shape)}")
     if indices is not None and (indices.dtype != torch.int32 or indices.shape != values.shape):
         raise ValueError(f"indices must be int32 {tuple(values.shape)}, got {indices.dtype} {tuple(indices.shape)}")
-    backend = resolve(backend, "activation_counts", values.device)
+    name = resolve(backend, "activation_counts", values.device)
     values = values.detach()
     if indices is None:
-        return torch.ops.ssd_kernels.activation_counts(values.reshape(-1, neurons), None, neurons, backend)
-    return torch.ops.ssd_kernels.activation_counts(values.reshape(-1), indices.reshape(-1), neurons, backend)
+        return torch.ops.ssd_kernels.activation_counts(values.reshape(-1, neurons), None, neurons, name)
+    return torch.ops.ssd_kernels.activation_counts(values.reshape(-1), indices.reshape(-1), neurons, name)
 
 
-def top_n(counts: Tensor, n: int, *, backend: str = "auto") -> Tensor:
+def top_n(counts: Tensor, n: int, *, backend: Backend = "auto") -> Tensor:
     """The n most frequent neurons: largest count first, among equal counts the lowest index first.
 
     Args:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._backend import resolve
 from .._library import direct
-from .._types import Rows, TopK
+from .._types import Backend, Divergence, Rows, TopK
 from . import ops  # noqa: F401  registers the operations
 from .eager import DirectHidden, DirectLoss, Settings
 
@@ -43,9 +43,9 @@ def distill_loss(
     alpha: float = 0.7,
     lam: float = 0.1,
     temperature: float = 8.0,
-    kl: Literal["forward", "reverse"] = "forward",
+    kl: Divergence = "forward",
     old_classes: Tensor | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> DistillLoss:
     """The SSD loss: alpha CE + (1 - alpha) [lam KD_hidden + (1 - lam) KD_logits] (algorithm.md, section 5).
 
@@ -83,9 +83,9 @@ def distill_loss(
     """
     _check(logits, labels, teacher_logits, temperature, kl, old_classes)
     reverse = kl == "reverse"
-    backend = resolve(backend, "distill", logits.device)
+    name = resolve(backend, "distill", logits.device)
     teacher_logits = _detached(teacher_logits)
-    layers = []
+    layers: list[Any] = []  # values, indices, offsets of the student, those of the teacher, units
     if teacher_logits is not None and teacher_hidden is not None:
         layers = [
             (*_parts(student), *map(_detached, _parts(teacher)), layer_units)
@@ -93,20 +93,20 @@ def distill_loss(
         ]
     if (
         teacher_logits is not None
-        and backend == "cpu"
+        and name == "cpu"
         and direct(logits, labels, teacher_logits, old_classes, *(tensor for layer in layers for tensor in layer))
         and all((layer[0].dtype == torch.float64) == (logits.dtype == torch.float64) for layer in layers)
     ):
         settings = Settings(labels, teacher_logits, old_classes, layers, alpha, lam, temperature, reverse)
         return DistillLoss(*DirectLoss.apply(settings, logits, *(layer[0] for layer in layers)))
     ce, kd_logits, _, _ = torch.ops.ssd_kernels.distill_logits(
-        logits, labels, teacher_logits, old_classes, temperature, reverse, backend
+        logits, labels, teacher_logits, old_classes, temperature, reverse, name
     )
     kd_hidden = torch.zeros_like(ce)
     if teacher_logits is None:
         return DistillLoss(ce, ce, kd_hidden, kd_logits)
     for layer in layers:
-        kd, _ = torch.ops.ssd_kernels.distill_hidden(*layer, temperature, reverse, backend)
+        kd, _ = torch.ops.ssd_kernels.distill_hidden(*layer, temperature, reverse, name)
         kd_hidden = kd_hidden + kd
     loss = alpha * ce + (1 - alpha) * (lam * kd_hidden + (1 - lam) * kd_logits)
     return DistillLoss(loss, ce, kd_hidden, kd_logits)
@@ -118,8 +118,8 @@ def distill_hidden(
     units: Tensor,
     *,
     temperature: float = 8.0,
-    kl: Literal["forward", "reverse"] = "forward",
-    backend: str = "auto",
+    kl: Divergence = "forward",
+    backend: Backend = "auto",
 ) -> Tensor:
     """KD_hidden of one layer alone: T^2 KL(softmax(q/T) || softmax(z/T)) over the selected units, z student, q teacher.
 
@@ -149,11 +149,11 @@ def distill_hidden(
     values, indices, offsets = _parts(hidden)
     batch = values.shape[0] if offsets is None else offsets.shape[0] - 1
     _check_layer(hidden, teacher_hidden, units, batch)
-    backend = resolve(backend, "distill", values.device)
+    name = resolve(backend, "distill", values.device)
     layer = (values, indices, offsets, *map(_detached, _parts(teacher_hidden)), units)
-    if backend == "cpu" and direct(*layer):
+    if name == "cpu" and direct(*layer):
         return DirectHidden.apply(values, layer, temperature, kl == "reverse")
-    return torch.ops.ssd_kernels.distill_hidden(*layer, temperature, kl == "reverse", backend)[0]
+    return torch.ops.ssd_kernels.distill_hidden(*layer, temperature, kl == "reverse", name)[0]
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:
@@ -169,10 +169,10 @@ def _parts(hidden: Hidden) -> tuple[Tensor, Tensor | None, Tensor | None]:
     return hidden, None, None
 
 
-def _layers(hidden, teacher_hidden, units, batch: int) -> list[tuple[Hidden, Hidden, Tensor]]:
+def _layers(hidden: Any, teacher_hidden: Any, units: Any, batch: int) -> list[tuple[Hidden, Hidden, Tensor]]:
     """One (student, teacher, units) per hidden layer."""
 
-    def listed(value) -> list:
+    def listed(value: Any) -> list[Any]:
         several = isinstance(value, tuple | list) and not isinstance(value, TopK | Rows)
         return list(value) if several else [value]
 
@@ -180,8 +180,8 @@ def _layers(hidden, teacher_hidden, units, batch: int) -> list[tuple[Hidden, Hid
     if len({len(each) for each in layers}) != 1:
         counts = ", ".join(str(len(each)) for each in layers)
         raise ValueError(f"hidden, teacher_hidden and units must have one entry per hidden layer, got {counts}")
-    for layer in zip(*layers):
-        _check_layer(*layer, batch)
+    for student, teacher, chosen in zip(*layers):
+        _check_layer(student, teacher, chosen, batch)
     return list(zip(*layers))
 
 

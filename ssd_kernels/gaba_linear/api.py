@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from .. import _autocast
 from .._backend import resolve
-from .._types import Rows
+from .._types import Backend, Rows
 from . import ops  # noqa: F401  registers the operations
 
 
+@overload
+def gaba_linear(
+    x: Tensor,
+    weight: Tensor,
+    k: int,
+    g: Tensor,
+    *,
+    output: Literal["dense"] = "dense",
+    sparse_grad: bool = False,
+    backend: Backend = "auto",
+) -> Tensor: ...
+@overload
+def gaba_linear(
+    x: Tensor,
+    weight: Tensor,
+    k: int,
+    g: Tensor,
+    *,
+    output: Literal["rows"],
+    sparse_grad: bool = False,
+    backend: Backend = "auto",
+) -> Rows: ...
 def gaba_linear(
     x: Tensor,
     weight: Tensor,
@@ -21,7 +43,7 @@ def gaba_linear(
     *,
     output: Literal["dense", "rows"] = "dense",
     sparse_grad: bool = False,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> Tensor | Rows:
     """SDMLP layer with GABA inhibition: s = x W^T, a = relu(s), h_j = relu(a_j - g_j I).
 
@@ -56,12 +78,12 @@ def gaba_linear(
     _check(x, weight, k, g, output)
     if sparse_grad and torch.compiler.is_compiling():
         raise ValueError("sparse_grad=True cannot be compiled: torch.compile has no sparse gradients; use False")
-    backend = resolve(backend, "gaba_linear", x.device)
+    name = resolve(backend, "gaba_linear", x.device)
     flat = x.reshape(-1, x.shape[-1])
     g = g.detach().to(torch.float64)
     if output == "rows":
-        return Rows(*torch.ops.ssd_kernels.gaba_linear_rows_fwd(flat, weight, g, k, sparse_grad, backend))
-    h, _ = torch.ops.ssd_kernels.gaba_linear_dense_fwd(flat, weight, g, k, sparse_grad, backend)
+        return Rows(*torch.ops.ssd_kernels.gaba_linear_rows_fwd(flat, weight, g, k, sparse_grad, name))
+    h, _ = torch.ops.ssd_kernels.gaba_linear_dense_fwd(flat, weight, g, k, sparse_grad, name)
     return h.reshape(*x.shape[:-1], weight.shape[0])
 
 

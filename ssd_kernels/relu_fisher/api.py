@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from .._backend import resolve
+from .._types import Backend
 from . import ops  # noqa: F401  registers the operations
 
 
 def relu_mlp(
-    x: Tensor, weight: Tensor, bias: Tensor, output_weight: Tensor, output_bias: Tensor, *, backend: str = "auto"
+    x: Tensor, weight: Tensor, bias: Tensor, output_weight: Tensor, output_bias: Tensor, *, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor]:
     """The forward pass of an MLP with one ReLU layer: h = relu(W x + bias), y = V h + output_bias. No derivative.
 
@@ -46,7 +47,7 @@ def relu_fisher_(
     labels: Tensor | None,
     beta: float,
     *,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> None:
     """Adds the squares of every sample's gradients, of an MLP with one ReLU layer, to `sums`, in place.
 
@@ -81,15 +82,15 @@ def relu_fisher_(
            output_bias=(output_bias, (classes,)))  # fmt: skip
     if labels is not None and (labels.dtype != torch.int64 or labels.shape != (batch,)):
         raise ValueError(f"labels must be int64 (B,) with B = {batch}, got {labels.dtype} {tuple(labels.shape)}")
-    backend = resolve(backend, "relu_fisher", x.device)
+    name = resolve(backend, "relu_fisher", x.device)
     tensors = (tensor.detach() for tensor in (*sums, x, hidden, output_weight, probabilities))
-    torch.ops.ssd_kernels.relu_fisher_(*tensors, labels, float(beta), backend)
+    torch.ops.ssd_kernels.relu_fisher_(*tensors, labels, float(beta), name)
 
 
 def _matrix(name: str, tensor: Tensor) -> tuple[int, int]:
     if tensor.dim() != 2 or tensor.shape[1] < 1 or tensor.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{name} must be a float32 or float64 matrix, got {tensor.dtype} {tuple(tensor.shape)}")
-    return tuple(tensor.shape)
+    return tensor.shape[0], tensor.shape[1]
 
 
 def _check(dtype: torch.dtype, **expected: tuple[Tensor, tuple[int, ...]]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _backend
+from .._types import Backend, Divergence, Scan
 from . import checks
 from .native import NativeTrainer
 from .reference import ReferenceTrainer
@@ -67,9 +68,9 @@ class SDMLPEngine:
         alpha: float = 0.7,
         lam: float = 0.1,
         temperature: float = 8.0,
-        kl: str = "forward",
-        backend: str = "auto",
-        scan: str = "auto",
+        kl: Divergence = "forward",
+        backend: Backend = "auto",
+        scan: Scan = "auto",
         threads: int | None = None,
         cache_mb: int = 1024,
     ) -> None:

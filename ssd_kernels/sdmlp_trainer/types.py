@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .._types import Divergence
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -20,7 +22,7 @@ class Settings:
     alpha: float
     lam: float
     temperature: float
-    kl: str
+    kl: Divergence
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from .. import _autocast
 from .._backend import resolve
-from .._types import Rows, TopK
+from .._types import Backend, Rows, TopK
 from . import ops  # noqa: F401  registers the operations
 
 
-def sparse_linear(activations: TopK | Rows, weight: Tensor, *, backend: str = "auto") -> Tensor:
+def sparse_linear(activations: TopK | Rows, weight: Tensor, *, backend: Backend = "auto") -> Tensor:
     """Linear layer on sparse activations: y_b = sum over the entries of sample b of value * weight[:, index].
 
     The cost is that of the entries, not of R. A weight that is the transpose of a contiguous (R, C) tensor is read
@@ -40,11 +40,11 @@ def sparse_linear(activations: TopK | Rows, weight: Tensor, *, backend: str = "a
     activations = activations._replace(values=values)
     indices = activations.indices
     _check(activations, weight)
-    backend = resolve(backend, "sparse_linear", weight.device)
+    name = resolve(backend, "sparse_linear", weight.device)
     if isinstance(activations, Rows):
-        return torch.ops.ssd_kernels.sparse_linear_fwd(values, indices, activations.offsets, weight, backend)
+        return torch.ops.ssd_kernels.sparse_linear_fwd(values, indices, activations.offsets, weight, name)
     k = values.shape[-1]
-    y = torch.ops.ssd_kernels.sparse_linear_fwd(values.reshape(-1, k), indices.reshape(-1, k), None, weight, backend)
+    y = torch.ops.ssd_kernels.sparse_linear_fwd(values.reshape(-1, k), indices.reshape(-1, k), None, weight, name)
     return y.reshape(*values.shape[:-1], weight.shape[0])
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .._backend import resolve
 from .._library import direct
+from .._types import Backend
 from . import ops
 
 
@@ -20,7 +21,7 @@ def sparse_update_(
     max_norm: float | None = None,
     clamp: bool = True,
     renormalise: bool = True,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> Tensor:
     """SGD and projection on the touched rows, in place: w - lr * scale * grad, clamped at 0, divided by its norm.
 
@@ -56,14 +57,14 @@ def sparse_update_(
     _check(weight, rows, grad_rows)
     if max_norm is not None and not max_norm >= 0:
         raise ValueError(f"max_norm must be at least 0, got {max_norm}")
-    backend = resolve(backend, "sparse_update", weight.device)
+    name = resolve(backend, "sparse_update", weight.device)
     factor, number = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
     if factor is not None:
         if factor.numel() != 1:
             raise ValueError(f"scale must be a number or a tensor of one element, got {tuple(factor.shape)}")
         factor = factor.detach().to(weight.device)
-    options = (float(lr), number, factor, max_norm, clamp, renormalise, backend)
-    if backend == "cpu" and direct(weight, rows, grad_rows, factor):
+    options = (float(lr), number, factor, max_norm, clamp, renormalise, name)
+    if name == "cpu" and direct(weight, rows, grad_rows, factor):
         return ops.update(weight, rows, grad_rows, *options)
     return torch.ops.ssd_kernels.sparse_update_(weight.detach(), rows, grad_rows.detach(), *options)
 

@@ -6,7 +6,7 @@ import torch
 
 from .. import _autocast
 from .._backend import resolve
-from .._types import TopK
+from .._types import Activation, Backend, Normalize, Precision, TopK
 from . import ops as ops  # registers the torch.library operators
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -51,12 +51,12 @@ def topk_linear(
     k: int,
     bias: torch.Tensor | None = None,
     *,
-    activation: str = "relu",
-    normalize: str = "none",
+    activation: Activation = "relu",
+    normalize: Normalize = "none",
     inhibition: bool = False,
     sparse_grad: bool = False,
-    precision: str = "fp32",
-    backend: str = "auto",
+    precision: Precision = "fp32",
+    backend: Backend = "auto",
 ) -> TopK:
     """The K largest activations of a linear layer per row, without ever holding all R of them.
 

@@ -1,0 +1,101 @@
+"""What type checkers see: stubs of the native modules, the markers, a user's script and the public modules."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch  # noqa: F401  first: the native core shares the OpenMP runtime that torch has loaded
+
+import ssd_kernels
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(ssd_kernels.__file__).parent
+
+
+def native_stub():
+    spec = importlib.util.spec_from_file_location("native_stub", ROOT / "tests" / "native_stub.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["_cpu", "_cuda"])
+def test_the_stub_is_that_of_the_native_module(name):
+    if importlib.util.find_spec(f"ssd_kernels.{name}") is None:
+        pytest.skip(f"{name} is not built")
+    module = importlib.import_module(f"ssd_kernels.{name}")
+    written = (ROOT / "ssd_kernels" / f"{name}.pyi").read_text()
+    assert written == native_stub().stub(module), f"run: python tests/native_stub.py {name}"
+
+
+def test_the_stub_of_the_cuda_module_has_the_functions_of_its_binding():
+    source = (ROOT / "csrc" / "bindings" / "cuda.cpp").read_text()
+    stub = (ROOT / "ssd_kernels" / "_cuda.pyi").read_text()
+    assert set(re.findall(r'm\.def\(\s*"(\w+)"', source)) == set(re.findall(r"^def (\w+)", stub, re.MULTILINE))
+
+
+@pytest.mark.parametrize("package", ["ssd_kernels", "ssd_train"])
+def test_both_packages_are_marked_as_typed(package):
+    assert (Path(importlib.import_module(package).__file__).parent / "py.typed").exists()
+
+
+def test_the_stubs_are_installed():
+    assert {path.name for path in PACKAGE.glob("*.pyi")} >= {"_cpu.pyi", "_cuda.pyi"}
+
+
+# What a user may write; every line that must be refused says so.
+SCRIPT = """
+import torch
+from torch import Tensor
+
+import ssd_kernels
+from ssd_kernels import Rows, SDMLPEngine, SparseTopKLinear, TopK
+
+x, weight = torch.randn(4, 8), torch.randn(16, 8)
+top: TopK = ssd_kernels.topk_linear(x, weight, 2, activation="relu", backend="auto")
+values: Tensor = top.values
+dense: Tensor = ssd_kernels.gaba_linear(x, weight, 2, torch.ones(16))
+rows: Rows = ssd_kernels.gaba_linear(x, weight, 2, torch.ones(16), output="rows")
+decoded: Tensor = ssd_kernels.sparse_linear(rows, torch.randn(3, 16))
+loss: Tensor = ssd_kernels.distill_loss(decoded, torch.zeros(4, dtype=torch.int64), kl="reverse").loss
+model = torch.nn.Sequential(SparseTopKLinear(8, 16, k=2, output="dense"))
+optimizer = ssd_kernels.SparseSGD(model.parameters(), lr=0.1)
+optimizer.step()
+norm: Tensor = ssd_kernels.clip_grad_norm_(model.parameters(), 1.0)
+counts: Tensor = ssd_kernels.activation_counts(rows, 16)
+engine = SDMLPEngine(weight, torch.randn(3, 16), counts, k=2, gaba_switch=None, scan="exhaustive")
+loss_of_epoch: float = engine.train_epoch(x, counts[:4], counts[:4]).loss
+
+ssd_kernels.topk_linear(x, weight, 2, activation="gelu")  # refused
+ssd_kernels.gaba_linear(x, weight, 2, torch.ones(16)).offsets  # refused
+SparseTopKLinear(8, 16, k="2")  # refused
+"""
+
+
+def mypy(*arguments: str, cwd: Path) -> list[str]:
+    """Its complaints, one a line."""
+    pytest.importorskip("mypy")
+    done = subprocess.run([sys.executable, "-P", "-m", "mypy", "--no-error-summary", *arguments], cwd=cwd, text=True,
+                          capture_output=True)  # fmt: skip
+    assert not done.stderr, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_a_users_script_is_checked_strictly(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    found = mypy("--strict", "script.py", cwd=tmp_path)
+    lines = [int(complaint.split(":")[1]) for complaint in found if ": error:" in complaint]
+    refused = [number for number, line in enumerate(SCRIPT.splitlines(), 1) if line.endswith("# refused")]
+    assert lines == refused, "\n".join(found)
+
+
+@pytest.mark.slow
+def test_the_packages_pass_the_configured_check():
+    assert not mypy(cwd=ROOT)
