@@ -99,7 +99,7 @@ def test_an_installed_package_knows_its_commit(tmp_path):
 
 
 def test_results_name_the_commit_of_the_package(tmp_path, monkeypatch):
-    from ssd_train.cli import main
+    from ssd_train.cli.main import main
 
     monkeypatch.setattr(_source, "commit", lambda: "4567def-dirty")
     options = ["--data", "digits", "--epochs", "1", "--neurons", "50", "--k", "5", "--seeds", "0"]
