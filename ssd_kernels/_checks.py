@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ def is_integer(value: object) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def is_real(value: object) -> bool:
+def is_real(value: object) -> TypeGuard[float]:
     """Whether it is a number; True and False are not."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
