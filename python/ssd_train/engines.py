@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import ssd_kernels
+from ssd_kernels import NonFiniteStep
 from ssd_kernels._backend import missing_reason
 
 from .errors import BadInput
@@ -21,6 +23,22 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 MANY_ACTIVE = 64  # active neurons per row from which the engine's steps keep no lists of them
+PART_NAMES = {"ce": "cross-entropy", "kd_hidden": "hidden distillation", "kd_logits": "logit distillation"}
+LONGEST_STEP = 1e38  # beyond it a weight may leave float32
+
+
+def stopped(trainer: Trainer, error: NonFiniteStep) -> BadInput:
+    """What the user is told of a step that was not taken, with the option that most likely helps."""
+    change, option = "smaller", "lr"
+    if "distillation" in error.what:
+        change, option = "larger" if trainer.config.temperature < 1 else "smaller", "temperature"
+    elif "penalty" in error.what:
+        option = "coef"
+    value, progress = getattr(trainer.config, option), trainer.progress
+    now = "" if value is None else f" (it is {value})"
+    return BadInput(
+        f"training: {error}; task {progress.stage}, epoch {progress.epoch}; try a {change} --{option}{now}"
+    )
 
 
 class AutogradEngine:
@@ -39,6 +57,7 @@ class AutogradEngine:
         sparse = isinstance(self.model, SDMLP) and self.config.momentum == 0 and not self.method.touches_all_rows
         self.step = self._step_touched_rows if sparse else self._step_all_rows
         self.reports_steps = type(self.method).before_projection is not Method.before_projection
+        self.scale = 1.0  # of the present step's gradient
         self.velocity: list[Tensor] = []
         if self.config.momentum:
             self.velocity = [torch.zeros_like(p) for p in self.parameters]
@@ -53,12 +72,14 @@ class AutogradEngine:
                 break
             loss = self.method.loss(self.model, Batch(trainer.x[rows], trainer.y[rows], rows))
             total = loss.total.item()
-            if total != total or total in (float("inf"), float("-inf")):
-                raise BadInput(
-                    f"training: the loss became {total} in task {trainer.progress.stage}, epoch "
-                    f"{trainer.progress.epoch}; try a smaller --lr (it is {self.config.lr})"
-                )
-            loss.total.backward()
+            try:
+                if not math.isfinite(total):
+                    bad = next((name for name, value in loss.parts.items() if not math.isfinite(value.item())), "loss")
+                    raise NonFiniteStep(PART_NAMES.get(bad, bad), used // self.config.batch_size)
+                loss.total.backward()
+                self._check_gradients(used // self.config.batch_size)
+            except NonFiniteStep as error:
+                raise stopped(trainer, error) from None
             self.step()
             self.model.count(loss.output.hidden)
             self.method.after_step(trainer)
@@ -77,19 +98,30 @@ class AutogradEngine:
         return activity(self.model, x)
 
     @torch.no_grad()
-    def _clip_scale(self, gradients: list[Tensor]) -> float:
-        """min(1, max / (norm + 1e-6)) of the global norm, which is summed in fp64."""
-        if self.config.max_grad_norm is None:
-            return 1.0
-        squares = sum(torch.linalg.vector_norm(g, dtype=torch.float64).item() ** 2 for g in gradients)
-        return min(1.0, self.config.max_grad_norm / (squares**0.5 + 1e-6))
+    def _check_gradients(self, step: int) -> None:
+        """Takes the global norm, summed in fp64, as self.scale = min(1, max / (norm + 1e-6)); 1 without clipping.
+
+        Raises:
+            NonFiniteStep: a gradient's norm, or the learning rate times the whole norm, is not finite.
+        """
+        squares = 0.0
+        for name, parameter in zip(self.names, self.parameters):
+            gradient = parameter.grad._values() if parameter.grad.is_sparse else parameter.grad
+            norm = torch.linalg.vector_norm(gradient, dtype=torch.float64).item()
+            if not math.isfinite(norm):
+                raise NonFiniteStep(f"gradient of {name}", step)
+            squares += norm**2
+        limit = self.config.max_grad_norm
+        self.scale = 1.0 if limit is None else min(1.0, limit / (squares**0.5 + 1e-6))
+        if not self.config.lr * self.scale * squares**0.5 <= LONGEST_STEP:
+            raise NonFiniteStep("learning rate times the gradient", step)
 
     @torch.no_grad()
     def _step_touched_rows(self) -> None:
         model = self.model
         touched = [weight.grad for weight in model.weights]
         output = model.output_weight
-        scale = self._clip_scale([*(g._values() for g in touched), output.grad])
+        scale = self.scale
         for weight, grad in zip(model.weights, touched):
             ssd_kernels.sparse_update_(
                 weight, grad._indices()[0], grad._values(), lr=self.config.lr, scale=scale, backend=self.config.backend
@@ -101,7 +133,7 @@ class AutogradEngine:
     @torch.no_grad()
     def _step_all_rows(self) -> None:
         gradients = [p.grad for p in self.parameters]
-        scale = self._clip_scale(gradients)
+        scale = self.scale
         steps: dict[str, Tensor] = {}
         for i, (parameter, grad) in enumerate(zip(self.parameters, gradients)):
             if scale != 1.0:
@@ -132,7 +164,10 @@ class FusedEngine:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.config, self.method = trainer, trainer.config, trainer.method
-        self.native = sdmlp_engine(trainer.model, trainer.config)
+        try:
+            self.native = sdmlp_engine(trainer.model, trainer.config)
+        except ValueError as error:
+            raise BadInput(f"the fused engine: {error}") from None
 
     def train_epoch(self, order: Tensor, sums: EpochSums, interrupted: Callable[[], bool]) -> int:
         """Trains on the task's rows in `order`; stops early when interrupted. Returns how many rows were used."""
@@ -144,12 +179,10 @@ class FusedEngine:
             stats = self.native.train_epoch(
                 trainer.x, trainer.y, order.contiguous(), size, should_stop=interrupted, **terms
             )
-        except FloatingPointError as error:
-            progress = trainer.progress
-            raise BadInput(
-                f"training: {error} in task {progress.stage}, epoch {progress.epoch}; "
-                f"try a smaller --lr (it is {self.config.lr})"
-            ) from None
+        except NonFiniteStep as error:
+            raise stopped(trainer, error) from None
+        except ValueError as error:
+            raise BadInput(f"training: {error}; task {trainer.progress.stage}") from None
         used = min(stats.steps * size, len(order))
         sums.samples += used
         for name in ("loss", "ce", "kd_hidden", "kd_logits"):
