@@ -153,9 +153,9 @@ SSD_INLINE void certain_limits(const RoundedRows& x, const RoundedBlock& w, cons
     const float limit = limits[r * limit_stride];
     const float vectors = x.errors[r] * w.norm + x.roundeds[r] * w.error;
     const float bound = (vectors + sums * x.roundeds[r]) * (1 + 0x1p-8f) + tiny;
-    // Where there is inhibition, its product and difference are rounded too.
-    const float inhibited = x.thresholds ? x.thresholds[r] * 0x1p-21f : 0;
-    const float certain = limit - inhibited - bound - (__builtin_fabsf(limit) + bound) * 0x1p-21f;
+    // Both scores subtract the same rounded inhibition, and a difference near the limit is rounded by 2^-24 of the
+    // limit at most: the last term covers it.
+    const float certain = limit - bound - (__builtin_fabsf(limit) + bound) * 0x1p-21f;
     x.certain[r] = x.roundeds[r] * peak < 1e37f ? certain : __builtin_nanf("");
   }
 }

@@ -1,0 +1,220 @@
+"""Mutants: wrong versions of single lines, each with the test that must fail on it.
+
+    python tests/mutants.py [--only NAME-OR-NUMBER ...] [--sample TEXT --count 6] [--list]
+
+Every mutant is tried alone in a scratch copy of the checkout. A test that passes on its mutant, a test that fails
+without it, and an old text that does not occur exactly once are failures. A test is `cpp:NAME`, a program of tests/cpp,
+or arguments of pytest. C++ is built only where the mutant or its test needs it. The file is long because it is a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """One wrong version: in `file`, `old` becomes `new`, and the test `kill` must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    kill: str
+
+
+def killed_by(kill: str, file: str, *changes: tuple[str, str, str]) -> list[Mutant]:
+    """Mutants of one file that one test kills: (name, old text, new text)."""
+    return [Mutant(name, file, old, new, kill) for name, old, new in changes]
+
+
+CERTIFICATES = "csrc/cpu/engine/certificates"
+
+# fmt: off
+MUTANTS = [
+    # Bounds of the engine's certificates.
+    *killed_by(
+        "cpp:test_certificates", f"{CERTIFICATES}/proof.cpp",
+        ("half-of-delta", "-(snapshot.delta +", "-(0.5f * snapshot.delta +"),
+        ("strayed-dropped", "record.strayed + slack_", "slack_"),
+        ("shift-rises-with-the-threshold", "-snapshot.gaba_min * change", "snapshot.gaba_min * change"),
+        ("shift-0-where-the-threshold-falls", ": -change;", ": 0.f;"),
+        ("candidates-without-slack", "end - begin, path_gaba_.data(), floor, slack_",
+         "end - begin, path_gaba_.data(), floor, 0.f"),
+        ("movers-without-slack", "snapshot.movers, floor, slack_", "snapshot.movers, floor, 0.f"),
+        ("replaced-movers-forgotten", "for (const int32_t place : replaced_)",
+         "for (const int32_t place : std::vector<int32_t>())"),
+        ("blocks-by-their-own-margin", "margins[b] = std::max(margins[b], margins[b + 1]);", ";"),
+        ("overflow-leaves-no-margin", "outside = std::max(outside, margin[i]);", ""),
+        ("outside-margin-unchecked", "  if (!(record.outside < least)) return false;\n", ""),
+    ),
+    *killed_by(
+        "cpp:test_certificates", f"{CERTIFICATES}/certificates.cpp",
+        ("slack-0", "static_cast<float>(2 * score +", "0 * static_cast<float>(2 * score +"),
+        ("slack-of-one-score", "static_cast<float>(2 * score +", "static_cast<float>(score +"),
+        ("snapshot-forgets-the-era-so-far", "snapshot.start = round_up(farthest)",
+         "snapshot.start = 0.f * round_up(farthest)"),
+        ("base-of-another-snapshot", "base[s] = static_cast<float>(past);", "base[s] = path;"),
+        ("drift-of-one-snapshot", "for (int s = 0; s < kSnapshots; ++s) snapshots_[s].delta =",
+         "for (int s = 0; s < 1; ++s) snapshots_[s].delta ="),
+        ("era-forgets-distances", "past_[j] += distance_[j];", ""),
+    ),
+    *killed_by(
+        "cpp:test_certificates", f"{CERTIFICATES}/certificates.h",
+        ("bounds-without-the-way-back", "past_[neuron] - distance_[neuron]", "past_[neuron]"),
+        ("later-movers-count-as-covered", "place >= 0 && place < snapshot.movers &&", "place >= 0 &&"),
+        ("replaced-movers-count-as-covered", " && mover_since_[place] <= snapshot.id;", ";"),
+    ),
+    # The bf16 preselection.
+    *killed_by(
+        "cpp:test_preselect", "csrc/cpu/select/scan_bf16.h",
+        ("bf16-vector-bound-halved", "const float vectors = x.errors", "const float vectors = 0.5f * x.errors"),
+        ("bf16-weight-errors-dropped", " + x.roundeds[r] * w.error;", ";"),
+        ("bf16-sums-unbounded", "0x1p-22f * (w.norm + w.error)", "0x1p-40f * (w.norm + w.error)"),
+    ),
+]
+# fmt: on
+
+
+class Scratch:
+    """A copy of the tracked files, in which mutants are put in and taken out again, with one build folder."""
+
+    def __init__(self, folder: Path, jobs: int) -> None:
+        self.tree, self.build, self.jobs = folder / "tree", folder / "build", jobs
+        names = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT, check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        for name in filter(None, names.split("\0")):
+            if (ROOT / name).is_file():
+                (self.tree / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, self.tree / name)
+        site = folder / "site"
+        site.mkdir()
+        (site / "ssd_kernels").symlink_to(self.tree / "ssd_kernels")
+        (site / "ssd_train").symlink_to(self.tree / "python" / "ssd_train")
+        self.environment = os.environ | {"PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
+        self.passed: set[str] = set()
+
+    def run(self, command: list[str], log: list[str], **options) -> bool:
+        """Whether a command succeeds; its output is added to `log`."""
+        done = subprocess.run(
+            command, cwd=self.tree, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
+        )
+        log.append(done.stdout.decode(errors="replace"))
+        return done.returncode == 0
+
+    def make(self, target: str) -> None:
+        """Builds one CMake target; a build that fails is an error, never a kill."""
+        log: list[str] = []
+        if not (self.build / "build.ninja").exists():
+            import pybind11
+
+            command = [
+                "cmake", "-S", str(self.tree), "-B", str(self.build), "-G", "Ninja", "-DSSD_TESTS=ON", "-DSSD_CUDA=0",
+                f"-DSSD_MODULE_DIR={self.tree / 'ssd_kernels'}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+                f"-DPython_EXECUTABLE={sys.executable}",
+            ]  # fmt: skip
+            if not self.run(command, log):
+                raise SystemExit(f"{log[-1]}\nCMake failed")
+        if not self.run(["cmake", "--build", str(self.build), "-j", str(self.jobs), "--target", target], log):
+            raise SystemExit(f"{log[-1][-4000:]}\nbuilding {target} failed")
+
+    def passes(self, test: str, native: bool) -> bool:
+        """Whether a test passes on the tree as it is. native: its C++ differs from what is installed."""
+        log: list[str] = []
+        if test.startswith("cpp:"):
+            self.make(test[4:])
+            return self.run([str(self.build / "tests" / "cpp" / test[4:])], log, timeout=600)
+        if native or not self._copy_modules():
+            self.make("_cpu")
+            built = next(self.build.glob("_cpu*.so"))
+            shutil.copy2(built, self.tree / "ssd_kernels" / built.name)
+        command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *test.split()]
+        passed = self.run(command, log, timeout=1200)
+        if not passed and not any(mark in log[-1] for mark in (" failed", " error")):
+            raise SystemExit(f"{log[-1][-4000:]}\npytest {test} ran no test")
+        return passed
+
+    def _copy_modules(self) -> bool:
+        """Brings the installed native modules into the tree."""
+        found = subprocess.run(
+            [sys.executable, "-P", "-c", "import ssd_kernels; print(ssd_kernels.__path__[0])"],
+            capture_output=True, text=True, cwd=self.tree.parent,
+        )  # fmt: skip
+        modules = list(Path(found.stdout.strip()).glob("_cpu*.so")) if found.returncode == 0 else []
+        for module in modules:
+            shutil.copy2(module, self.tree / "ssd_kernels" / module.name)
+        return bool(modules)
+
+    def survives(self, mutant: Mutant) -> str:
+        """Why the mutant counts as a failure; empty when its test kills it."""
+        path = self.tree / mutant.file
+        text = path.read_text() if path.exists() else ""
+        if text.count(mutant.old) != 1:
+            return f"the old text occurs {text.count(mutant.old)} times in {mutant.file}"
+        native = mutant.file.startswith("csrc/")
+        if mutant.kill not in self.passed:
+            if not self.passes(mutant.kill, native):
+                return f"{mutant.kill} fails without the mutant"
+            self.passed.add(mutant.kill)
+        path.write_text(text.replace(mutant.old, mutant.new))
+        try:
+            return f"{mutant.kill} passes on it" if self.passes(mutant.kill, native) else ""
+        finally:
+            path.write_text(text)
+
+
+def chosen(arguments: argparse.Namespace) -> list[Mutant]:
+    """The mutants that the arguments name, by name or number from 1; all without arguments."""
+    picked = MUTANTS
+    if arguments.only:
+        by_name = {mutant.name: mutant for mutant in MUTANTS} | {str(n): m for n, m in enumerate(MUTANTS, 1)}
+        if unknown := [name for name in arguments.only if name not in by_name]:
+            raise SystemExit(f"--only: no mutant {unknown[0]!r} (see --list)")
+        picked = [by_name[name] for name in arguments.only]
+    if arguments.sample is not None:
+        picked = random.Random(arguments.sample).sample(picked, min(arguments.count, len(picked)))
+    return picked
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these mutants, by name or number")
+    parser.add_argument("--sample", metavar="TEXT", help="some mutants, chosen by this text (a commit's hash)")
+    parser.add_argument("--count", type=int, default=6, help="how many --sample chooses")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="of the C++ build")
+    parser.add_argument("--list", action="store_true", help="print the mutants and stop")
+    arguments = parser.parse_args()
+    if len({mutant.name for mutant in MUTANTS}) < len(MUTANTS):
+        raise SystemExit("two mutants have one name")
+    if arguments.list:
+        for number, mutant in enumerate(MUTANTS, 1):
+            print(f"{number:3} {mutant.name:45} {mutant.file}  <- {mutant.kill}")
+        return 0
+    survived = 0
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        scratch = Scratch(Path(folder), arguments.jobs)
+        for mutant in chosen(arguments):
+            begin = time.monotonic()
+            reason = scratch.survives(mutant)
+            survived += bool(reason)
+            verdict = f"SURVIVES: {reason}" if reason else f"dies by {mutant.kill}"
+            print(f"{mutant.name}: {verdict} ({time.monotonic() - begin:.0f} s)", flush=True)
+    print(f"{survived} of {len(chosen(arguments))} survive")
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
