@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib.metadata
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import ssd_train.__main__
 import torch
 
 import ssd_kernels
@@ -25,16 +27,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(ssd_kernels.__file__).resolve().parent
 
 IMPORT_PROBE = """
-import sys, time, torch
+import json, sys, torch
 started = []
 sys.addaudithook(lambda event, args: started.append(event) if event in
                  ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork") else None)
-before = set(sys.modules)
-begin = time.process_time()
-import ssd_kernels
-seconds = time.process_time() - begin
-new = {name.partition(".")[0] for name in set(sys.modules) - before}
-print(seconds, "processes", *started, "modules", *sorted(new))
+found = {}
+for package in ("ssd_kernels", "ssd_train"):
+    before = set(sys.modules)
+    __import__(package)
+    found[package] = sorted(set(sys.modules) - before - sys.stdlib_module_names)
+print(json.dumps({"processes": started, **found}))
 """
 
 
@@ -55,14 +57,46 @@ def without_native(tmp_path: Path) -> dict[str, str]:
 
 
 def test_import_is_light_and_builds_nothing():
+    """What an import takes beyond torch's is the modules that it loads: own ones, few, and nobody else's."""
     result = run_python("-c", IMPORT_PROBE)
     assert result.returncode == 0, result.stderr
-    seconds, _, rest = result.stdout.partition(" processes ")
-    started, _, modules = rest.partition("modules")
-    assert not started.split(), f"importing started processes: {started}"
-    heavy = {"triton", "matplotlib", "sklearn", "scipy", "jsonargparse", "rich", "ssd_train", "pytest", "hypothesis"}
-    assert not heavy & set(modules.split())
-    assert float(seconds) < 2.0, "seconds of processor time, beyond importing torch"
+    found = json.loads(result.stdout)
+    assert not found["processes"], "importing started processes"
+    kernels = [name for name in found["ssd_kernels"] if not name.startswith("ssd_kernels")]
+    assert not [name for name in kernels if name.partition(".")[0] not in sys.stdlib_module_names]
+    assert not [name for name in found["ssd_kernels"] if re.search(r"triton|\.testing|\.sae|__main__|_cuda", name)]
+    assert len(found["ssd_kernels"]) < 80
+    train = [name for name in found["ssd_train"] if name.partition(".")[0] not in sys.stdlib_module_names]
+    assert not [name for name in train if not name.startswith("ssd_train")]
+    assert len(train) < 5, "the names of ssd_train are imported when they are used"
+
+
+def test_torch_and_numpy_are_all_that_an_installation_needs():
+    plain, extras = set(), {}
+    for requirement in importlib.metadata.requires("ssd-kernels"):
+        name = re.match(r"[\w.-]+(\[\w+\])?", requirement)[0]
+        extra = re.search(r"extra == ['\"](\w+)", requirement)
+        (extras.setdefault(extra[1], set()) if extra else plain).add(name)
+    assert plain == {"torch", "numpy"}
+    assert set(extras) == {"train", "test", "dev", "bench", "docs", "triton", "ray", "tensorboard"}
+    assert "ssd-kernels[train]" in extras["test"] & extras["ray"] & extras["tensorboard"]
+    installed = importlib.metadata.packages_distributions()
+    assert {installed[name][0].lower() for name in ssd_train.__main__.MODULES} == {n.lower() for n in extras["train"]}
+
+
+def test_the_command_without_its_extra_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert ssd_train.__main__.main() == 2
+    assert capsys.readouterr().err == (
+        "ssd-train: error: not installed: jsonargparse, rich; run: pip install 'ssd-kernels[train]'\n"
+    )
+
+
+def test_import_works_without_the_extra():
+    block = f"import sys; sys.modules.update(dict.fromkeys({ssd_train.__main__.MODULES}))"
+    result = run_python("-c", f"{block}; import ssd_kernels, ssd_train.model, ssd_train.metrics.accuracy")
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("name", ssd_kernels.__all__)
