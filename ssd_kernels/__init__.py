@@ -8,9 +8,10 @@ from ._types import Rows, TopK
 from .activation_counts import activation_counts, top_n
 from .distill import DistillLoss, distill_hidden, distill_loss
 from .gaba_linear import gaba_linear
-from .nn import SparseTopKLinear, replace_topk
+from .nn import SparseTopKLinear
 from .normalize import normalize_inputs
 from .optim import SparseSGD, clip_grad_norm_
+from .replace import replace_topk
 from .sdmlp_trainer import EpochStats, NonFiniteStep, QuadraticPenalty, SDMLPEngine, Teacher
 from .sparse_linear import sparse_linear
 from .sparse_update import sparse_update_

@@ -16,7 +16,7 @@ _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None)))
 # How many dispatch modes (fake tensors, tracing, counting) and which functorch transform are active. torch has no
 # public name for either; where these are gone, every call takes the dispatcher.
 _modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
-_transforms = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)
+transforms = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)
 
 
 def register(
@@ -50,7 +50,7 @@ def direct(*tensors: torch.Tensor | None) -> bool:
     The dispatcher would add nothing then but time: 4 us a call with warm caches, 15 us and more with cold ones, and
     tens of microseconds for the derivative of an operation that torch.library registers.
     """
-    if torch.compiler.is_compiling() or _modes() or _transforms() is not None:
+    if torch.compiler.is_compiling() or _modes() or transforms() is not None:
         return False
     return _PLAIN.issuperset(map(type, tensors))
 

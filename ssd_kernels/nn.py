@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ._library import transforms
 from ._types import Activation, Backend, Normalize, Precision, TopK
+from ._winners import Winners
 from .topk_linear import topk_linear
 
 OUTPUTS = ("dense", "topk")
@@ -67,7 +68,7 @@ class SparseTopKLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_k(k, out_features)
+        check_k(k, out_features)
         if output not in OUTPUTS:
             raise ValueError(f"SparseTopKLinear: output={output!r}: allowed are {', '.join(OUTPUTS)}")
         self.in_features, self.out_features, self.k, self.output = in_features, out_features, k, output
@@ -78,6 +79,8 @@ class SparseTopKLinear(nn.Module):
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
+        self.guard: str | None = None  # set by replace_topk: what happens to who reads more than winners
+        self.name, self.warned, self.eager = "", False, False
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -110,8 +113,29 @@ class SparseTopKLinear(nn.Module):
             layer.bias = linear.bias
         return layer.train(linear.training)
 
+    def options(self) -> dict[str, object]:
+        """The constructor's keyword options."""
+        names = ("output", "activation", "normalize", "inhibition", "sparse_grad", "precision", "backend")
+        return {name: getattr(self, name) for name in names}
+
     def forward(self, x: Tensor) -> Tensor | TopK:
-        top = topk_linear(
+        top = self._from_all_scores(x) if self.eager else self._top(x)
+        if self.output == "topk":
+            return top
+        dense = top.values.new_zeros(*top.values.shape[:-1], self.out_features)
+        dense = dense.scatter_(-1, top.indices.long(), top.values)
+        if self.guard is None or torch.compiler.is_compiling() or transforms() is not None:
+            return dense
+        return Winners.of(dense, top.values, self)
+
+    def _from_all_scores(self, x: Tensor) -> TopK:
+        """The winners as nn.Linear and torch.topk give them: what `replace_topk` compares with."""
+        scores = nn.functional.linear(x, self.weight, self.bias)
+        values, indices = (torch.relu(scores) if self.activation == "relu" else scores).topk(self.k, dim=-1)
+        return TopK(values, indices.int(), values[..., -1])
+
+    def _top(self, x: Tensor) -> TopK:
+        return topk_linear(
             x,
             self.weight,
             self.k,
@@ -123,10 +147,6 @@ class SparseTopKLinear(nn.Module):
             precision=self.precision,
             backend=self.backend,
         )
-        if self.output == "topk":
-            return top
-        dense = top.values.new_zeros(*top.values.shape[:-1], self.out_features)
-        return dense.scatter_(-1, top.indices.long(), top.values)
 
     def extra_repr(self) -> str:
         return (
@@ -135,40 +155,7 @@ class SparseTopKLinear(nn.Module):
         )
 
 
-def replace_topk(model: nn.Module, k: Mapping[str, int], **options: Any) -> nn.Module:
-    """Swaps named nn.Linear modules of a model for SparseTopKLinear, in place, sharing their Parameters.
-
-    Args:
-        model: any module.
-        k: the winners per row of each layer, by its name in `model.named_modules()`: {"encoder": 32}.
-        options: keyword arguments of SparseTopKLinear, for all of them.
-
-    Returns:
-        The model itself.
-
-    Raises:
-        ValueError: no module has that name, or k is out of range. TypeError: it is no plain nn.Linear. Either way the
-            model is left as it was.
-
-    Example:
-        >>> model = torch.nn.Sequential(torch.nn.Linear(16, 1024), torch.nn.ReLU())
-        >>> replace_topk(model, {"0": 8})[0]
-        SparseTopKLinear(in_features=16, out_features=1024, k=8, bias=True, output='dense')
-    """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    swapped = {}
-    for name, winners in k.items():
-        if name not in modules or name == "":
-            linear = [other for other, module in modules.items() if other and isinstance(module, nn.Linear)]
-            raise ValueError(f"replace_topk: the model has no module {name!r}; its linear layers: {', '.join(linear)}")
-        swapped[name] = SparseTopKLinear.from_linear(modules[name], winners, **options)
-    for name, layer in swapped.items():
-        parent, _, child = name.rpartition(".")
-        setattr(modules[parent], child, layer)
-    return model
-
-
-def _check_k(k: int, neurons: int) -> None:
+def check_k(k: int, neurons: int) -> None:
     if isinstance(k, bool) or not isinstance(k, int):
         raise TypeError(f"SparseTopKLinear: k={k!r}: allowed are whole numbers from 1 to R = {neurons}")
     if not 1 <= k <= neurons:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import ssd_kernels
-from ssd_kernels import SparseTopKLinear, TopK, replace_topk, testing
+from ssd_kernels import SparseTopKLinear, TopK, testing
 
 
 def eager(x: torch.Tensor, linear: nn.Linear, k: int) -> torch.Tensor:
@@ -145,43 +145,6 @@ def test_other_wrong_arguments():
         SparseTopKLinear(24, 130, 2.0)
     with pytest.raises(ValueError, match="output='sparse': allowed are dense, topk"):
         SparseTopKLinear(24, 130, 2, output="sparse")
-
-
-# ---- replace_topk.
-
-
-def nested() -> nn.Module:
-    return nn.ModuleDict({"encoder": nn.Linear(24, 130), "body": nn.Sequential(nn.ReLU(), nn.Linear(130, 24))})
-
-
-def test_replace_topk_swaps_in_place_and_shares_parameters():
-    model = nested()
-    before = dict(model.named_parameters())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    assert replace_topk(model, {"encoder": 9, "body.1": 3}, activation="none") is model
-    assert isinstance(model["encoder"], SparseTopKLinear) and isinstance(model["body"][1], SparseTopKLinear)
-    assert (model["encoder"].k, model["body"][1].k, model["body"][1].activation) == (9, 3, "none")
-    assert {name: id(p) for name, p in model.named_parameters()} == {name: id(p) for name, p in before.items()}
-    weight = model["encoder"].weight.clone()
-    model["encoder"](testing.make(4, 24)).square().sum().backward()
-    optimizer.step()
-    assert not torch.equal(weight, model["encoder"].weight)
-
-
-@pytest.mark.parametrize(
-    ("names", "error", "message"),
-    [
-        ({"encoder": 9, "decoder": 3}, ValueError, r"no module 'decoder'; its linear layers: encoder, body\.1"),
-        ({"encoder": 9, "body.0": 3}, TypeError, "from_linear takes a plain torch.nn.Linear, got ReLU"),
-        ({"encoder": 9, "body.1": 25}, ValueError, "k=25: allowed are whole numbers from 1 to R = 24"),
-        ({"": 9}, ValueError, "no module ''"),
-    ],
-)
-def test_replace_topk_with_a_wrong_name_changes_nothing(names, error, message):
-    model = nested()
-    with pytest.raises(error, match=message):
-        replace_topk(model, names)
-    assert type(model["encoder"]) is nn.Linear
 
 
 # ---- What happens to modules.
