@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 
 import torch
+from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("ssd_kernels", "FRAGMENT")
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None)))
@@ -17,6 +18,7 @@ _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None)))
 # public name for either; where these are gone, every call takes the dispatcher.
 _modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 transforms = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)
+_stack = getattr(torch._C._functorch, "get_interpreter_stack", lambda: ())
 
 
 def register(
@@ -53,6 +55,30 @@ def direct(*tensors: torch.Tensor | None) -> bool:
     if torch.compiler.is_compiling() or _modes() or transforms() is not None:
         return False
     return _PLAIN.issuperset(map(type, tensors))
+
+
+def derivative_of_transform(*tensors: torch.Tensor | None) -> str:
+    """The transform that takes a derivative of these tensors in a way that registered operations do not know; else "".
+
+    torch.func.grad, vjp, jacrev and the like refuse them without naming them; forward-mode derivatives (jvp, jacfwd,
+    dual tensors) would be 0 without a word. torch.vmap alone is none of these: it calls an operation sample by sample.
+    """
+    if torch.compiler.is_compiling():
+        return ""
+    if transforms() is not None and any(level.key().name != "Vmap" for level in _stack()):
+        return "torch.func"
+    if forward_ad._current_level < 0:
+        return ""
+    dual = any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+    return "forward-mode derivatives" if dual else ""
+
+
+def refuse_transforms(operation: str, *tensors: torch.Tensor | None) -> None:
+    """For operations without a form in plain torch that such a transform could differentiate."""
+    if found := derivative_of_transform(*tensors):
+        raise NotImplementedError(
+            f"{operation}: {found}: allowed is torch.autograd (backward, torch.autograd.grad), and torch.vmap"
+        )
 
 
 def _outside_autocast(implementation: Callable) -> Callable:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _autocast
 from .._backend import resolve
+from .._library import refuse_transforms
 from .._types import Backend, Rows
 from . import ops  # noqa: F401  registers the operations
 
@@ -76,6 +77,7 @@ def gaba_linear(
     """
     x, weight = _autocast.cast(x, weight)
     _check(x, weight, k, g, output)
+    refuse_transforms("gaba_linear", x, weight)
     if sparse_grad and torch.compiler.is_compiling():
         raise ValueError("sparse_grad=True cannot be compiled: torch.compile has no sparse gradients; use False")
     name = resolve(backend, "gaba_linear", x.device)

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from .. import _autocast
 from .._backend import resolve
+from .._library import derivative_of_transform
 from .._types import Backend, Rows, TopK
-from . import ops  # noqa: F401  registers the operations
+from . import ops as ops  # registers the operations
+from . import reference
 
 
 def sparse_linear(activations: TopK | Rows, weight: Tensor, *, backend: Backend = "auto") -> Tensor:
@@ -23,7 +25,8 @@ def sparse_linear(activations: TopK | Rows, weight: Tensor, *, backend: Backend 
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
-        (..., C) float for TopK, (B, C) for Rows. Differentiable by values and weight.
+        (..., C) float for TopK, (B, C) for Rows. Differentiable by values and weight; under torch.func's derivatives and
+        in forward mode the specification in plain torch runs.
 
     Raises:
         ValueError: a shape, dtype, device or backend that is not allowed.
@@ -41,10 +44,22 @@ def sparse_linear(activations: TopK | Rows, weight: Tensor, *, backend: Backend 
     indices = activations.indices
     _check(activations, weight)
     name = resolve(backend, "sparse_linear", weight.device)
+    if derivative_of_transform(values, weight):
+        return _in_plain_torch(activations, weight)
     if isinstance(activations, Rows):
         return torch.ops.ssd_kernels.sparse_linear_fwd(values, indices, activations.offsets, weight, name)
     k = values.shape[-1]
     y = torch.ops.ssd_kernels.sparse_linear_fwd(values.reshape(-1, k), indices.reshape(-1, k), None, weight, name)
+    return y.reshape(*values.shape[:-1], weight.shape[0])
+
+
+def _in_plain_torch(activations: TopK | Rows, weight: Tensor) -> Tensor:
+    """The specification, for transforms that differentiate what they can trace."""
+    values, indices = activations.values, activations.indices
+    if isinstance(activations, Rows):
+        return reference.sparse_linear(values, indices, activations.offsets, weight)
+    k = values.shape[-1]
+    y = reference.sparse_linear(values.reshape(-1, k), indices.reshape(-1, k), None, weight)
     return y.reshape(*values.shape[:-1], weight.shape[0])
 
 

@@ -6,8 +6,10 @@ import torch
 
 from .. import _autocast
 from .._backend import resolve
+from .._library import derivative_of_transform
 from .._types import Activation, Backend, Normalize, Precision, TopK
 from . import ops as ops  # registers the torch.library operators
+from . import reference
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ACTIVATIONS = ("relu", "none")
@@ -70,7 +72,8 @@ def topk_linear(
 
     Gradients: the threshold and the indices are constants. A winner passes its gradient on where its value is
     positive (without activation and inhibition: always); `normalize` is differentiated through. Only active rows of
-    the weight have a gradient.
+    the weight have a gradient. torch.func.grad, jacrev, jvp, hessian and forward-mode derivatives are right too; they
+    run the specification in plain torch, with all (B, R) scores, whatever the backend.
 
     Args:
         x: (..., D) float32, float64, bfloat16 or float16; any leading dimensions, any strides.
@@ -105,6 +108,10 @@ def topk_linear(
     x, weight, bias = _autocast.cast(x, weight, bias)
     _check(x, weight, bias, k)
     name = resolve(backend, "topk_linear", x.device)
+    if transform := derivative_of_transform(x, weight, bias):
+        if sparse_grad:
+            raise ValueError(f"topk_linear: sparse_grad=True under {transform}: allowed is False")
+        return TopK(*reference.forward(x, weight, bias, k, activation, normalize, bool(inhibition)))
     return TopK(
         *torch.ops.ssd_kernels.topk_linear_fwd(
             x, weight, bias, k, activation, normalize, bool(inhibition), bool(sparse_grad), name
