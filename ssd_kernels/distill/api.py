@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._backend import resolve
-from .._library import direct
+from .._library import direct, refuse_transforms
 from .._types import Backend, Divergence, Rows, TopK
 from . import ops  # noqa: F401  registers the operations
 from .eager import DirectHidden, DirectLoss, Settings
@@ -83,6 +83,7 @@ def distill_loss(
     """
     _check(logits, labels, teacher_logits, temperature, kl, old_classes)
     reverse = kl == "reverse"
+    refuse_transforms("distill_loss", logits)
     name = resolve(backend, "distill", logits.device)
     teacher_logits = _detached(teacher_logits)
     layers: list[Any] = []  # values, indices, offsets of the student, those of the teacher, units
@@ -149,6 +150,7 @@ def distill_hidden(
     values, indices, offsets = _parts(hidden)
     batch = values.shape[0] if offsets is None else offsets.shape[0] - 1
     _check_layer(hidden, teacher_hidden, units, batch)
+    refuse_transforms("distill_hidden", values)
     name = resolve(backend, "distill", values.device)
     layer = (values, indices, offsets, *map(_detached, _parts(teacher_hidden)), units)
     if name == "cpu" and direct(*layer):

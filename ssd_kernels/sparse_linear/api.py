@@ -25,8 +25,8 @@ def sparse_linear(activations: TopK | Rows, weight: Tensor, *, backend: Backend 
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
-        (..., C) float for TopK, (B, C) for Rows. Differentiable by values and weight; under torch.func's derivatives and
-        in forward mode the specification in plain torch runs.
+        (..., C) float for TopK, (B, C) for Rows. Differentiable by values and weight; the derivatives of torch.func and
+        forward mode run the specification in plain torch.
 
     Raises:
         ValueError: a shape, dtype, device or backend that is not allowed.

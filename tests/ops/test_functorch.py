@@ -37,7 +37,8 @@ def test_topk_linear_under_torch_func(options):
     loss = ours(options)
     leaves = [t.clone().requires_grad_() for t in tensors]
     expected = torch.autograd.grad(loss(*leaves), leaves)
-    for found in (grad(loss, (0, 1, 2))(*tensors), jacrev(loss, (0, 1, 2))(*tensors), jacfwd(loss, (0, 1, 2))(*tensors)):
+    for transform in (grad, jacrev, jacfwd):
+        found = transform(loss, (0, 1, 2))(*tensors)
         for one, other in zip(found, expected):
             torch.testing.assert_close(one, other)
     tangents = tuple(testing.make(*t.shape, seed=9, dtype=t.dtype) for t in tensors)
@@ -113,6 +114,17 @@ def test_gaba_linear_is_refused_by_name(output):
             transform(x)
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="gaba_linear: forward-mode derivatives"):
         loss(forward_ad.make_dual(x, x))
+
+
+def test_distill_loss_is_refused_by_name():
+    logits, teacher = testing.make(5, 4), testing.make(5, 4, seed=1)
+    labels = torch.arange(5) % 4
+
+    def loss(logits):
+        return ssd_kernels.distill_loss(logits, labels, teacher_logits=teacher).loss
+
+    with pytest.raises(NotImplementedError, match=r"distill_loss: torch\.func"):
+        grad(loss)(logits)
 
 
 def test_sparse_gradients_are_refused_by_name():
