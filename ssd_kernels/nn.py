@@ -44,7 +44,7 @@ class SparseTopKLinear(nn.Module):
     Raises:
         ValueError: k or output is not allowed; names the value and what is.
 
-    Example:
+    Examples:
         >>> layer = SparseTopKLinear(16, 1024, k=8)
         >>> int((layer(torch.randn(4, 16)) != 0).sum(-1).max())
         8

@@ -19,7 +19,7 @@ def normalize_inputs(x: Tensor, eps: float = 1e-12) -> Tensor:
     Raises:
         ValueError: x has no dimension, is not floating point, or eps is not positive.
 
-    Example:
+    Examples:
         >>> normalize_inputs(torch.tensor([[3.0, -1.0, 4.0]]))
         tensor([[0.6000, 0.0000, 0.8000]])
     """

@@ -35,7 +35,7 @@ def clip_grad_norm_(
         ValueError: max_norm is negative or NaN.
         RuntimeError: the norm is not finite and error_if_nonfinite is set; no gradient has changed.
 
-    Example:
+    Examples:
         >>> weight = torch.nn.Parameter(torch.zeros(2))
         >>> weight.grad = torch.tensor([3.0, 4.0])
         >>> clip_grad_norm_(weight, 1.0), weight.grad
@@ -92,7 +92,7 @@ class SparseSGD(torch.optim.Optimizer):
     Raises:
         ValueError: lr is negative or NaN.
 
-    Example:
+    Examples:
         >>> layer = ssd_kernels.SparseTopKLinear(8, 64, 4, bias=False, sparse_grad=True)
         >>> optimizer = ssd_kernels.SparseSGD(layer.parameters(), lr=0.1)
         >>> layer(torch.ones(1, 8)).sum().backward()

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ def replace_topk(model: nn.Module, k: Mapping[str, int], *, check: Any = None, *
             says what differs and why. TypeError: it is no plain nn.Linear. Either way the model is left as it was.
         RuntimeError: later, from a checked model: something reads activations that are not computed.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Sequential(torch.nn.Linear(16, 1024), torch.nn.ReLU())
         >>> replace_topk(model, {"0": 8})[0]
         SparseTopKLinear(in_features=16, out_features=1024, k=8, bias=True, output='dense')
@@ -105,7 +105,7 @@ def _replacement(name: str, module: nn.Module, k: int, options: Mapping[str, Any
             f"replace_topk: the module {name!r} has hooks ({', '.join(sorted(hooks))}), which the new layer would not "
             "call: remove them first and register them on it afterwards"
         )
-    layer = SparseTopKLinear.from_linear(module, k, **options)
+    layer = SparseTopKLinear.from_linear(module, k, **options)  # type: ignore[arg-type]  # it refuses others
     layer.guard, layer.name = guard, name
     return layer
 
@@ -207,7 +207,7 @@ def _run(model: nn.Module, check: Any) -> list[Any]:
                 output = model(**check)
             elif isinstance(check, tuple):
                 output = model(*check)
-            elif isinstance(check, Callable):
+            elif callable(check):
                 output = check(model)
             else:
                 raise TypeError(

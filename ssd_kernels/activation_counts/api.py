@@ -25,7 +25,7 @@ def activation_counts(activations: Tensor | TopK | Rows, neurons: int, *, backen
         ValueError: a shape, dtype or backend that is not allowed.
         IndexError: an index outside [0, R) (checked on CPUs).
 
-    Example:
+    Examples:
         >>> activation_counts(torch.tensor([[0.0, 2.0], [1.0, 3.0]]), 2)
         tensor([1, 2])
     """
@@ -61,7 +61,7 @@ def top_n(counts: Tensor, n: int, *, backend: Backend = "auto") -> Tensor:
     Raises:
         ValueError: a shape, dtype, n or backend that is not allowed.
 
-    Example:
+    Examples:
         >>> top_n(torch.tensor([3, 7, 3, 0]), 3)
         tensor([1, 0, 2])
     """

@@ -77,7 +77,7 @@ def distill_loss(
         ValueError: a shape, dtype, option or backend that is not allowed; a label, unit or class out of range, or
             given twice (checked on CPUs).
 
-    Example:
+    Examples:
         >>> distill_loss(torch.zeros(2, 4), torch.tensor([0, 3])).loss
         tensor(1.3863)
     """
@@ -142,7 +142,7 @@ def distill_hidden(
         ValueError: a shape, dtype, option or backend that is not allowed; a unit out of range or given twice
             (checked on CPUs).
 
-    Example:
+    Examples:
         >>> distill_hidden(torch.eye(2), torch.zeros(2, 2), torch.tensor([0, 1]), temperature=1.0)
         tensor(0.1201)
     """

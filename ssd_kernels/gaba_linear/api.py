@@ -68,7 +68,7 @@ def gaba_linear(
     Raises:
         ValueError: a shape, dtype, device, k, output or backend that is not allowed.
 
-    Example:
+    Examples:
         >>> x, weight = torch.eye(3), torch.eye(3)
         >>> gaba_linear(x, weight, 1, torch.ones(3))
         tensor([[1., 0., 0.],

@@ -26,7 +26,7 @@ def relu_mlp(
     Raises:
         ValueError: a shape, dtype or backend that is not allowed.
 
-    Example:
+    Examples:
         >>> eye = torch.eye(2)
         >>> relu_mlp(torch.tensor([[1.0, -2.0]]), eye, torch.zeros(2), eye, torch.tensor([0.0, 3.0]))
         (tensor([[1., 0.]]), tensor([[1., 3.]]))
@@ -67,7 +67,7 @@ def relu_fisher_(
         ValueError: a shape, dtype or backend that is not allowed.
         IndexError: a label outside [0, C) (checked on CPUs, before anything is added).
 
-    Example:
+    Examples:
         >>> sums = (torch.zeros(1, 1), torch.zeros(1), torch.zeros(2, 1), torch.zeros(2))
         >>> one, half = torch.ones(1, 1), torch.full((1, 2), 0.5)
         >>> relu_fisher_(sums, one, one, torch.tensor([[1.0], [3.0]]), half, torch.tensor([0]), 1.0)

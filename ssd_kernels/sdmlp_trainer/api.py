@@ -35,7 +35,9 @@ class SDMLPEngine:
         lr: learning rate.
         momentum: of SGD, after clipping; 0 means none.
         max_grad_norm: the gradient of both layers together is clipped to this L2 norm; infinity means no clipping.
-        alpha, lam, temperature: weights and temperature of the SSD loss.
+        alpha: weight of the cross-entropy in the SSD loss.
+        lam: weight of the hidden units within its distillation.
+        temperature: T of its distillation.
         kl: "forward" is KL(teacher || student), "reverse" the other.
         backend: "auto", "cpu", "reference" (plain torch; any float dtype) or "triton": tensors on a GPU, an epoch as
             CUDA graphs; it scores every neuron, and scan, threads and cache_mb mean nothing to it.
@@ -46,7 +48,7 @@ class SDMLPEngine:
     Raises:
         ValueError: an argument is out of range, or the backend cannot run here.
 
-    Example:
+    Examples:
         >>> x, y = normalize_inputs(torch.rand(64, 16)), torch.randint(10, (64,))
         >>> weight, counts = normalize_inputs(torch.rand(100, 16)), torch.zeros(100, dtype=torch.int64)
         >>> engine = SDMLPEngine(weight, torch.rand(10, 100), counts, k=10, gaba_switch=2e5)

@@ -32,7 +32,7 @@ def sparse_linear(activations: TopK | Rows, weight: Tensor, *, backend: Backend 
         ValueError: a shape, dtype, device or backend that is not allowed.
         IndexError: an index outside [0, R) (checked on CPUs).
 
-    Example:
+    Examples:
         >>> activations = TopK(torch.tensor([[2.0]]), torch.tensor([[1]], dtype=torch.int32), torch.zeros(1))
         >>> sparse_linear(activations, torch.tensor([[1.0, 10.0, 100.0]]))
         tensor([[20.]])

@@ -49,7 +49,7 @@ def sparse_update_(
         ValueError: a shape, dtype, device or backend that is not allowed; rows that are not strictly ascending or
             out of range (checked on CPUs).
 
-    Example:
+    Examples:
         >>> weight = torch.eye(2)
         >>> sparse_update_(weight, torch.tensor([1]), torch.tensor([[-1.0, 0.0]]), lr=0.5)
         tensor([0.4595], dtype=torch.float64)

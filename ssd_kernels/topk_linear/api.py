@@ -97,7 +97,7 @@ def topk_linear(
 
     Source: the Top-K step of the SDMLP layer (Bricken et al. 2023, arXiv 2303.11934), with g = 1 where `inhibition`.
 
-    Example:
+    Examples:
         >>> top = topk_linear(torch.eye(3), torch.tensor([[3., 1., 0.], [2., 2., 0.]]), 1)
         >>> top.values.flatten().tolist(), top.indices.flatten().tolist(), top.threshold.tolist()
         ([3.0, 2.0, 0.0], [0, 1, 0], [2.0, 1.0, 0.0])
