@@ -47,9 +47,10 @@ def _of_checkout(root: Path) -> str | None:
 def _git(root: Path, *arguments: str) -> str | None:
     # Inside a hook these variables name another repository.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    # In a container the tree may belong to another user; its code runs already.
+    command = ["git", "-c", f"safe.directory={root}", "-C", str(root), *arguments]
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], env=environment, capture_output=True, text=True,
-                              timeout=20)  # fmt: skip
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -73,6 +73,14 @@ def test_a_build_records_the_commit_and_whether_the_tree_was_dirty(checkout, tmp
         head[:10], f"{head[:10]}-dirty", "-")  # fmt: skip
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, to give the tree away")
+def test_a_tree_of_another_user_has_its_commit(checkout):
+    head = git(checkout, "rev-parse", "HEAD")
+    os.chown(checkout, 12345, 12345)
+    os.chown(checkout / ".git", 12345, 12345)
+    assert _source.commit_of(checkout) == head
+
+
 def test_an_sdist_carries_the_commit_to_what_is_built_from_it(checkout, tmp_path):
     head = git(checkout, "rev-parse", "HEAD")
     setup(checkout, "sdist", "--dist-dir", str(tmp_path))

@@ -240,6 +240,18 @@ def test_only_the_avx_levels_contain_avx_instructions():
     assert not found
 
 
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump (binutils)")
+@pytest.mark.skipif(platform.system() != "Linux", reason="looks at ELF")
+def test_the_native_module_needs_no_library_of_this_machine():
+    """What a manylinux wheel may need of its system, and the OpenMP runtime, which is torch's when torch is loaded."""
+    module, _ = _native.cpu_module()
+    header = subprocess.run(["objdump", "-p", module.__file__], text=True, check=True, stdout=subprocess.PIPE).stdout
+    needed = set(re.findall(r"NEEDED +(\S+)", header))
+    system = {"libc.so.6", "libm.so.6", "libgcc_s.so.1", "libstdc++.so.6", "libpthread.so.0", "libdl.so.2"}
+    assert not {name for name in needed - system if not name.startswith("ld-linux")} - {"libgomp.so.1"}
+    assert not re.search(r"RPATH|RUNPATH", header)
+
+
 def build_wheel(source: Path, out: Path, **env: str) -> subprocess.CompletedProcess:
     """Builds a wheel with the tools of this environment: no download, torch is not asked for."""
     out.mkdir(exist_ok=True)
