@@ -134,6 +134,7 @@ SSD_DEVICE int count_ones(unsigned bits) { return __popc(bits); }
 SSD_DEVICE int leading_zeros(unsigned bits) { return __clz(static_cast<int>(bits)); }
 SSD_DEVICE uint32_t float_bits(float value) { return __float_as_uint(value); }
 SSD_DEVICE float bits_float(uint32_t bits) { return __uint_as_float(bits); }
+SSD_DEVICE double bits_double(uint64_t bits) { return __longlong_as_double(static_cast<long long>(bits)); }
 SSD_DEVICE uint64_t double_bits(double value) { return static_cast<uint64_t>(__double_as_longlong(value)); }
 
 SSD_DEVICE float half_value(uint16_t bits) {
@@ -203,6 +204,8 @@ const char* launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size
 #endif
 
 namespace ssd::cuda {
+
+using uint128_t = unsigned __int128;
 
 // A fixed array; under the model every index is checked.
 template <class T, int kSize>

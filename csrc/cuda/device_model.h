@@ -295,6 +295,11 @@ inline float bits_float(uint32_t bits) {
   __builtin_memcpy(&value, &bits, 4);
   return value;
 }
+inline double bits_double(uint64_t bits) {
+  double value;
+  __builtin_memcpy(&value, &bits, 8);
+  return value;
+}
 inline uint64_t double_bits(double value) {
   uint64_t bits;
   __builtin_memcpy(&bits, &value, 8);
