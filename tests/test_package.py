@@ -343,5 +343,8 @@ def test_cuda_module_runs():
     x = torch.randn(33, 257, device="cuda")
     norms = torch.full((33,), float("nan"), device="cuda")
     stream = torch.cuda.current_stream().cuda_stream
-    module.row_norms(x.data_ptr(), 33, 257, x.stride(0), norms.data_ptr(), x.device.index, stream)
+    module.row_norms(
+        dtype=0, x=x.data_ptr(), rows=33, cols=257, stride=x.stride(0), inverse=False, norms=norms.data_ptr(),
+        device=x.device.index, stream=stream,
+    )  # fmt: skip
     torch.testing.assert_close(norms, x.norm(dim=1))

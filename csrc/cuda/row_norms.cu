@@ -1,15 +1,36 @@
 #include "row_norms.cuh"
-#include "ssd/row_norms_cuda.h"
 
 namespace ssd::cuda {
+namespace {
+
+template <class T>
+long long blocks_of(long long rows) {
+  return (rows + kRowsEach<T> - 1) / kRowsEach<T>;
+}
+constexpr const char* kTooMany = "row_norms: more rows than one grid covers";
+
+}  // namespace
 
 const char* row_norms(const RowNormsParams& p) {
   if (p.rows == 0) return nullptr;
   if (const char* error = use_device(p.device)) return error;
-  const long long blocks = (p.rows + kRowNormsRows - 1) / kRowNormsRows;
-  if (blocks > 0x7fffffffLL) return "row_norms: more rows than one grid covers";
-  return launch(row_norms_kernel, dim3(static_cast<unsigned>(blocks)), dim3(kRowNormsThreads), 0, p.stream, p.x, p.rows,
-                p.cols, p.stride, p.norms);
+  return with_dtype(static_cast<int>(p.dtype), [&](auto storage) {
+    using S = decltype(storage);
+    const long long blocks = blocks_of<Acc<S>>(p.rows);
+    if (blocks > 0x7fffffffLL) return kTooMany;
+    return launch(row_norms_kernel<S>, dim3(static_cast<unsigned>(blocks)), dim3(kRowThreads), 0, p.stream, p);
+  });
+}
+
+const char* through_norm(const ThroughNormParams& p) {
+  if (p.rows == 0) return nullptr;
+  if (const char* error = use_device(p.device)) return error;
+  return with_dtype(static_cast<int>(p.dtype), [&](auto storage) {
+    using S = decltype(storage);
+    const long long blocks = blocks_of<Acc<S>>(p.rows);
+    if (blocks > 0x7fffffffLL) return kTooMany;
+    return launch(through_norm_kernel<S>, dim3(static_cast<unsigned>(blocks)), dim3(kRowThreads), 0, p.stream, p);
+  });
 }
 
 }  // namespace ssd::cuda
