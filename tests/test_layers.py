@@ -102,21 +102,57 @@ def test_simd_files_hold_no_std_templates(path):
         "realloc",
         "free",
     }  # plain C functions
-    if CSRC / "cpu" in path.parents and re.search(r"\binline\b|SSD_INLINE|\bclass\b|\btemplate\b", code):
-        assert re.search(r"namespace (ssd::cpu::)?SSD_LEVEL", code), "its functions need a name of their own per level"
+
+
+def outside_levels(code: str) -> list[str]:
+    """The heads of the functions and templates of a C++ text that lie in no namespace SSD_LEVEL."""
+    code = re.sub(r"^[ \t]*#(?:.*\\\n)*.*|//.*|/\*[\s\S]*?\*/|\"[^\"\n]*\"", "", code, flags=re.MULTILINE)
+    found, levels, head = [], [], ""
+    for token in re.split(r"([{};])", code):
+        if token == "{":
+            inside = bool(levels and levels[-1])
+            is_level = bool(re.search(r"\bnamespace\s+([\w:]+::)?SSD_LEVEL\s*$", head))
+            is_function = re.search(r"\)\s*(const|noexcept|override|->.*|\s)*$|\)\s*:[^:].*$", head, re.DOTALL)
+            if not inside and not is_level and (is_function or re.search(r"\btemplate\b", head)):
+                found.append(" ".join(head.split()))
+            levels.append(inside or is_level)
+        elif token == "}":
+            levels.pop()
+        head = "" if token in ("{", "}", ";") else token
+    return found
+
+
+@pytest.mark.parametrize("path", simd_files, ids=name_of)
+def test_functions_of_simd_files_lie_in_a_namespace_of_their_level(path):
+    """Of a function without a name of its own per level, the linker keeps one copy: perhaps the one with AVX-512."""
+    assert not outside_levels(path.read_text())
+
+
+FLOORS = {"simd": 0, "threads": 0, "rows": 1, "select": 2, "ops": 3, "engine": 3}  # the rooms of csrc/cpu
+
+
+@pytest.mark.parametrize("path", [path for path in native_files if CSRC / "cpu" in path.parents], ids=name_of)
+def test_rooms_of_the_cpu_core_include_downwards(path):
+    room, *inside = path.relative_to(CSRC / "cpu").parts
+    assert room in FLOORS and inside, f"{name_of(path)} lies in no room"
+    for header in re.findall(r'^\s*#\s*include\s*"([^"]+)"', path.read_text(), re.MULTILINE):
+        to, *rest = Path(header).parts
+        if to == "ssd":
+            continue
+        same = to == room and (room != "ops" or rest[0] == inside[0])
+        assert same or FLOORS[to] < FLOORS[room], f"{name_of(path)} includes {header}, which lies beside or above it"
 
 
 def test_cmake_lists_every_native_source():
     text = (ROOT / "CMakeLists.txt").read_text()
     operations = re.search(r"set\(SSD_CPU_OPERATIONS\s*([^)]*)\)", text)[1].split()
-    kernels = ["engine/kernels", *(f"ops/{operation}/{operation}" for operation in operations)]
-    for path in (path for path in native_files if path.suffix in (".cpp", ".cu", ".inl")):
-        stem = re.sub(r"_(generic|avx2|avx512|avx512bf16)$", "", path.stem)
-        listed = name_of(path) in text or any(path.parent / stem == CSRC / "cpu" / kernel for kernel in kernels)
-        assert listed or f"csrc/bindings/${{op}}{path.suffix}" in text, f"{name_of(path)} is in no target"
-    for kernel in kernels:
-        for suffix in (".inl", ".cpp", "_generic.cpp", "_avx2.cpp"):
-            assert kernel == "engine/kernels" or (CSRC / "cpu" / f"{kernel}{suffix}").exists(), f"{kernel}{suffix}"
+    listed = set(re.findall(r"csrc/[\w/]+\.(?:cpp|cu|inl)\b", text))
+    for operation in operations:
+        listed |= {f"csrc/cpu/ops/{operation}/{operation}.inl", f"csrc/cpu/ops/{operation}/{operation}.cpp",
+                   f"csrc/bindings/{operation}.cpp"}  # fmt: skip
+    sources = {name_of(path) for path in native_files if path.suffix in (".cpp", ".cu", ".inl")}
+    assert sources - listed == set(), "these are in no target"
+    assert listed - sources == set(), "these are listed, but missing"
 
 
 @pytest.mark.parametrize("path", kernel_modules, ids=name_of)

@@ -6,38 +6,19 @@
 #include <cmath>
 
 #include "engine/state.h"
+#include "simd/levels.h"
 
 namespace ssd::cpu {
 
-namespace generic {
-const SdmlpKernels& sdmlp_table();
-}
-#ifdef SSD_X86
-namespace avx2 {
-const SdmlpKernels& sdmlp_table();
-}
-namespace avx512 {
-const SdmlpKernels& sdmlp_table();
-}
-namespace avx512bf16 {
-const SdmlpKernels& sdmlp_table();
-}
-#endif
-
-const SdmlpKernels& sdmlp_kernels(SimdLevel level) {
-  switch (level) {
-#ifdef SSD_X86
-    case SimdLevel::kAvx512Bf16:
-      return avx512bf16::sdmlp_table();
-    case SimdLevel::kAvx512:
-      return avx512::sdmlp_table();
-    case SimdLevel::kAvx2:
-      return avx2::sdmlp_table();
-#endif
-    default:
-      return generic::sdmlp_table();
+#define SSD_TABLE(level)             \
+  namespace level {                  \
+  const SdmlpKernels& sdmlp_table(); \
   }
-}
+SSD_EACH_LEVEL(SSD_TABLE)
+#undef SSD_TABLE
+#define SSD_TABLE_OF(level) level::sdmlp_table()
+
+const SdmlpKernels& sdmlp_kernels(SimdLevel level) { return SSD_AT_LEVEL(level, SSD_TABLE_OF); }
 
 SdmlpTrainer::Impl::Impl(const SdmlpConfig& config, float* weight_, float* output_weight_, int64_t* counts_)
     : cfg(config),

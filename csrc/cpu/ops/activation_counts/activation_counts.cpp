@@ -13,26 +13,13 @@
 namespace ssd::cpu {
 namespace {
 
-auto pick(SimdLevel level) {
-  switch (level) {
-#ifdef SSD_X86
-    case SimdLevel::kAvx512Bf16:
-    case SimdLevel::kAvx512:
-      return avx512::activation_counts_columns;
-    case SimdLevel::kAvx2:
-      return avx2::activation_counts_columns;
-#endif
-    default:
-      return generic::activation_counts_columns;
-  }
-}
-
+#define SSD_LEVEL_OF(level) level::activation_counts_columns
 constexpr double kWorthThread = 100000;  // values that pay for waking a thread
 
 }  // namespace
 
 void activation_counts_dense(const ActivationCountsParams& params, SimdLevel level) {
-  const auto run = pick(level);
+  const auto run = SSD_AT_LEVEL(level, SSD_LEVEL_OF);
   const int threads =
       worthwhile_threads(params.threads, static_cast<double>(params.batch) * params.neurons, kWorthThread);
   parallel(threads, [&](int part) {

@@ -1,6 +1,7 @@
 // What every SIMD level has of activation_counts.
 #pragma once
 
+#include "simd/levels.h"
 #include "ssd/activation_counts.h"
 
 namespace ssd::cpu {
@@ -10,11 +11,7 @@ namespace ssd::cpu {
   /* Columns [begin, end). */                                                                       \
   void activation_counts_columns(const ActivationCountsParams& params, int64_t begin, int64_t end); \
   }
-SSD_ACTIVATION_COUNTS_LEVEL(generic)
-#ifdef SSD_X86
-SSD_ACTIVATION_COUNTS_LEVEL(avx2)
-SSD_ACTIVATION_COUNTS_LEVEL(avx512)
-#endif
+SSD_EACH_LEVEL(SSD_ACTIVATION_COUNTS_LEVEL)
 #undef SSD_ACTIVATION_COUNTS_LEVEL
 
 }  // namespace ssd::cpu

@@ -16,20 +16,8 @@ struct Level {
   decltype(&generic::distill_hidden_samples) hidden;
 };
 
-Level pick(SimdLevel level) {
-  switch (level) {
-#ifdef SSD_X86
-    case SimdLevel::kAvx512Bf16:
-    case SimdLevel::kAvx512:
-      return {avx512::distill_logits_samples, avx512::distill_hidden_samples};
-    case SimdLevel::kAvx2:
-      return {avx2::distill_logits_samples, avx2::distill_hidden_samples};
-#endif
-    default:
-      return {generic::distill_logits_samples, generic::distill_hidden_samples};
-  }
-}
-
+#define SSD_LEVEL_OF(level) \
+  Level { level::distill_logits_samples, level::distill_hidden_samples }
 constexpr double kWorthThread = 4000;  // exponentials that pay for waking a thread
 
 // How many entries a batch of activations has.
@@ -61,7 +49,7 @@ DistillResult distill_logits(const DistillLogitsParams& params, SimdLevel level)
   for (int64_t b = 0; b < params.batch; ++b)
     if (params.labels[b] < 0 || params.labels[b] >= params.classes)
       return {DistillStatus::kOutOfRange, params.labels[b]};
-  const Level run = pick(level);
+  const Level run = SSD_AT_LEVEL(level, SSD_LEVEL_OF);
   const size_t batch = static_cast<size_t>(params.batch);
   const double work = static_cast<double>(params.batch) * params.classes * (params.teacher ? 3 : 1);
   const int threads = worthwhile_threads(params.threads, work, kWorthThread);
@@ -89,7 +77,7 @@ DistillResult distill_hidden(const DistillHiddenParams& params, SimdLevel level)
     if (unit < 0 || unit >= params.neurons) return {DistillStatus::kOutOfRange, unit};
     width = unit >= width ? unit + 1 : width;
   }
-  const Level run = pick(level);
+  const Level run = SSD_AT_LEVEL(level, SSD_LEVEL_OF);
   const size_t units = static_cast<size_t>(params.units), map_bytes = static_cast<size_t>(width) * sizeof(int32_t);
   const double work =
       entries(params.student, params.batch, params.units) * 2 + entries(params.teacher, params.batch, params.units) * 2;

@@ -1,6 +1,7 @@
 // What every SIMD level has of the distillation losses.
 #pragma once
 
+#include "simd/levels.h"
 #include "ssd/distill.h"
 
 namespace ssd::cpu {
@@ -18,11 +19,7 @@ constexpr int32_t kNotSelected = -2, kAbsent = -1;
   void distill_hidden_samples(const DistillHiddenParams& params, int64_t begin, int64_t end, int64_t width,          \
                               double* kd, double* scratch, int32_t* map);                                            \
   }
-SSD_DISTILL_LEVEL(generic)
-#ifdef SSD_X86
-SSD_DISTILL_LEVEL(avx2)
-SSD_DISTILL_LEVEL(avx512)
-#endif
+SSD_EACH_LEVEL(SSD_DISTILL_LEVEL)
 #undef SSD_DISTILL_LEVEL
 
 }  // namespace ssd::cpu

@@ -28,24 +28,6 @@ struct Level {
     name::gaba_linear_part, name::pairs_grad_x, name::pairs_grad_w, name::gaba_dense_grad_x, name::gaba_dense_grad_w \
   }
 
-Level pick(SimdLevel level) {
-  switch (level) {
-#ifdef SSD_X86
-    case SimdLevel::kAvx512Bf16: {
-      Level level = SSD_LEVEL_OF(avx512);
-      level.part = avx512bf16::gaba_linear_part;
-      return level;
-    }
-    case SimdLevel::kAvx512:
-      return SSD_LEVEL_OF(avx512);
-    case SimdLevel::kAvx2:
-      return SSD_LEVEL_OF(avx2);
-#endif
-    default:
-      return SSD_LEVEL_OF(generic);
-  }
-}
-
 constexpr double kWorthThread = 100000;  // multiplications that pay for waking a thread
 constexpr int kRowGrain = 4;             // samples are shared out in tiles
 constexpr int kNeuronGrain = 16;
@@ -64,7 +46,7 @@ int forward_parts(const GabaLinearParams& p) {
 }
 
 bool forward(const GabaLinearParams& params, char* h, GabaRows* rows, int64_t* counts, int parts, SimdLevel simd) {
-  const Level level = pick(simd);
+  const Level level = SSD_AT_LEVEL(simd, SSD_LEVEL_OF);
   const Memory g = params.dtype == Dtype::kFloat64 ? rounded<double>(params.g, params.neurons)
                                                    : rounded<float>(params.g, params.neurons);
   if (!g) return false;
@@ -173,7 +155,7 @@ Memory to_dense(const PairsBackwardParams& p) {
 }
 
 bool backward_by_tiles(const GabaBackwardParams& params, SimdLevel simd) {
-  const Level level = pick(simd);
+  const Level level = SSD_AT_LEVEL(simd, SSD_LEVEL_OF);
   const double work = static_cast<double>(params.batch) * params.neurons * params.inputs * 2;
   const int threads = worthwhile_threads(params.threads, work, kWorthThread);
   std::atomic<bool> ok{true};
@@ -239,7 +221,7 @@ bool gaba_linear_rows(const GabaLinearParams& params, int64_t* offsets, GabaRows
 }
 
 bool pairs_backward(const PairsBackwardParams& params, SimdLevel simd) {
-  const Level level = pick(simd);
+  const Level level = SSD_AT_LEVEL(simd, SSD_LEVEL_OF);
   const int64_t pairs = params.offsets[params.batch];
   if (params.by_tiles) {
     const Memory dense = to_dense(params);

@@ -8,6 +8,7 @@
 // of the part is scored plainly: that changes the time, not a bit of the result. Traffic: W once per block of rows of
 // x; for rows output never the (B, R) scores. Determinism: canonical scores and an exact selection: neither blocking
 // nor threads can change a bit.
+#include "ops/gaba_linear/gaba_linear_backward.h"
 #include "ops/gaba_linear/gaba_linear_levels.h"
 #include "rows/rows.h"
 #include "select/preselect.h"

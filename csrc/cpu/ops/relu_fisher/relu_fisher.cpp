@@ -16,22 +16,12 @@ struct Level {
   decltype(&generic::relu_fisher_neurons) neurons;
 };
 
-Level pick(SimdLevel level) {
-  switch (level) {
-#ifdef SSD_X86
-    case SimdLevel::kAvx512Bf16:
-    case SimdLevel::kAvx512:
-      return {avx512::relu_mlp_panels, avx512::relu_fisher_pack, avx512::relu_fisher_neurons};
-    case SimdLevel::kAvx2:
-      return {avx2::relu_mlp_panels, avx2::relu_fisher_pack, avx2::relu_fisher_neurons};
-#endif
-    default:
-      return {generic::relu_mlp_panels, generic::relu_fisher_pack, generic::relu_fisher_neurons};
-  }
-}
-
+#define SSD_LEVEL_OF(level) \
+  Level { level::relu_mlp_panels, level::relu_fisher_pack, level::relu_fisher_neurons }
 constexpr double kWorthThread = 400000;  // multiply-adds that pay for waking a thread
 constexpr int64_t kNeurons = 28;         // a multiple of the widest tile of neurons
+
+int64_t fisher_panels(int64_t columns) { return (columns + kFisherLanes - 1) / kFisherLanes; }
 
 double products(int64_t batch, int64_t inputs, int64_t neurons, int64_t classes) {
   return static_cast<double>(batch) * static_cast<double>(neurons) * static_cast<double>(inputs + 2 * classes);
@@ -46,7 +36,7 @@ int64_t bad_label(const ReluFisherParams& params) {
 }  // namespace
 
 bool relu_mlp(const ReluMlpParams& params, SimdLevel level) {
-  const auto run = pick(level).mlp;
+  const auto run = SSD_AT_LEVEL(level, SSD_LEVEL_OF).mlp;
   const int64_t panels = fisher_panels(params.batch);
   const double work = products(params.batch, params.inputs, params.neurons, params.classes);
   const int useful = worthwhile_threads(params.threads, work, kWorthThread);
@@ -61,7 +51,7 @@ bool relu_mlp(const ReluMlpParams& params, SimdLevel level) {
 
 ReluFisherResult relu_fisher(const ReluFisherParams& params, SimdLevel level) {
   if (const int64_t b = bad_label(params); b >= 0) return {ReluFisherStatus::kBadLabel, params.labels[b]};
-  const Level run = pick(level);
+  const Level run = SSD_AT_LEVEL(level, SSD_LEVEL_OF);
   const size_t size = params.dtype == Dtype::kFloat64 ? sizeof(double) : sizeof(float);
   const size_t panel = static_cast<size_t>(kFisherLanes) * size;
   const size_t inputs = static_cast<size_t>(fisher_panels(params.inputs) * params.batch) * panel;

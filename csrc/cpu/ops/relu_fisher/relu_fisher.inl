@@ -17,6 +17,9 @@ namespace {
 
 static_assert(kPanelLanes == kFisherLanes);
 
+// Columns of the panels that `columns` need.
+SSD_INLINE int64_t padded(int64_t columns) { return (columns + kPanelLanes - 1) / kPanelLanes * kPanelLanes; }
+
 SSD_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 SSD_INLINE int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
@@ -150,7 +153,7 @@ void pack(const ReluFisherParams& p, const FisherPanels& panels, int64_t begin, 
     const T* const share = static_cast<const T*>(p.probabilities) + b * p.classes;
     const int64_t label = p.labels ? p.labels[b] : -1;
     T* const gradient = static_cast<T*>(panels.gradients) + b / kPanelLanes * p.classes * kPanelLanes + b % kPanelLanes;
-    for (int64_t c = 0; c < fisher_panels(p.classes) * kPanelLanes; ++c) {
+    for (int64_t c = 0; c < padded(p.classes); ++c) {
       T d = 0, square = 0;
       if (c < p.classes) {
         d = p.labels ? beta * (share[c] - static_cast<T>(c == label)) : share[c];
@@ -176,7 +179,7 @@ class Squares {
         gradients_(static_cast<const T*>(panels.gradients)),
         squares_(static_cast<const T*>(panels.squares)),
         depth_tiles_(parts(params.classes, kTileDepth)),
-        class_lanes_(fisher_panels(params.classes) * kPanelLanes),
+        class_lanes_(padded(params.classes)),
         output_((params.labels ? 1 : 2) * depth_tiles_ * kTileSize),
         tiles_((params.labels ? 2 : 3) * kTileSize),
         sums_(kTileRows * class_lanes_) {}

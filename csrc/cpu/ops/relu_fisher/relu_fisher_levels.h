@@ -1,13 +1,12 @@
 // What every SIMD level has of relu_fisher, and the memory that its parts share.
 #pragma once
 
+#include "simd/levels.h"
 #include "ssd/relu_fisher.h"
 
 namespace ssd::cpu {
 
 constexpr int64_t kFisherLanes = 32;  // columns of a panel
-
-constexpr int64_t fisher_panels(int64_t columns) { return (columns + kFisherLanes - 1) / kFisherLanes; }
 
 // The right-hand sides of the three products, as panels of kFisherLanes columns, 0 where there is no column.
 struct FisherPanels {
@@ -25,11 +24,7 @@ struct FisherPanels {
   /* Adds what belongs to neurons [begin, end). False when memory runs out. */                                      \
   bool relu_fisher_neurons(const ReluFisherParams& params, const FisherPanels& panels, int64_t begin, int64_t end); \
   }
-SSD_RELU_FISHER_LEVEL(generic)
-#ifdef SSD_X86
-SSD_RELU_FISHER_LEVEL(avx2)
-SSD_RELU_FISHER_LEVEL(avx512)
-#endif
+SSD_EACH_LEVEL(SSD_RELU_FISHER_LEVEL)
 #undef SSD_RELU_FISHER_LEVEL
 
 }  // namespace ssd::cpu

@@ -18,20 +18,8 @@ struct Level {
   decltype(&generic::sparse_linear_values) values;
 };
 
-Level pick(SimdLevel level) {
-  switch (level) {
-#ifdef SSD_X86
-    case SimdLevel::kAvx512Bf16:
-    case SimdLevel::kAvx512:
-      return {avx512::sparse_linear_by_rows, avx512::sparse_linear_values};
-    case SimdLevel::kAvx2:
-      return {avx2::sparse_linear_by_rows, avx2::sparse_linear_values};
-#endif
-    default:
-      return {generic::sparse_linear_by_rows, generic::sparse_linear_values};
-  }
-}
-
+#define SSD_LEVEL_OF(level) \
+  Level { level::sparse_linear_by_rows, level::sparse_linear_values }
 constexpr double kWorthThread = 30000;  // multiplications that pay for waking a thread
 
 size_t storage_size(Dtype dtype) { return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2; }
@@ -76,7 +64,7 @@ SparseLinearResult sparse_linear(const SparseLinearParams& params, void* y, Simd
     pairs.grad_x = y;
     ok = pairs_backward(pairs, level);
   } else {
-    const auto run = pick(level).by_rows;
+    const auto run = SSD_AT_LEVEL(level, SSD_LEVEL_OF).by_rows;
     const int threads = useful_threads(params);
     parallel(threads, [&](int part) {
       const Range samples = split_range(params.batch, threads, part);
@@ -88,7 +76,7 @@ SparseLinearResult sparse_linear(const SparseLinearParams& params, void* y, Simd
 
 bool sparse_linear_grad_values(const SparseLinearParams& params, const void* grad_y, void* grad_values,
                                SimdLevel level) {
-  const auto run = pick(level).values;
+  const auto run = SSD_AT_LEVEL(level, SSD_LEVEL_OF).values;
   const int threads = useful_threads(params);
   parallel(threads, [&](int part) {
     const Range samples = split_range(params.batch, threads, part);

@@ -1,6 +1,7 @@
 // What every SIMD level has of sparse_linear, beside the pair kernels of gaba_linear that it shares.
 #pragma once
 
+#include "simd/levels.h"
 #include "ssd/sparse_linear.h"
 
 namespace ssd::cpu {
@@ -12,11 +13,7 @@ namespace ssd::cpu {
   void sparse_linear_values(const SparseLinearParams& params, const void* grad_y, void* grad_values, int64_t begin, \
                             int64_t end);                                                                           \
   }
-SSD_SPARSE_LINEAR_LEVEL(generic)
-#ifdef SSD_X86
-SSD_SPARSE_LINEAR_LEVEL(avx2)
-SSD_SPARSE_LINEAR_LEVEL(avx512)
-#endif
+SSD_EACH_LEVEL(SSD_SPARSE_LINEAR_LEVEL)
 #undef SSD_SPARSE_LINEAR_LEVEL
 
 }  // namespace ssd::cpu

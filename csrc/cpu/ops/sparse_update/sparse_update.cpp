@@ -17,20 +17,8 @@ struct Level {
   decltype(&generic::sparse_update_squares) squares;
 };
 
-Level pick(SimdLevel level) {
-  switch (level) {
-#ifdef SSD_X86
-    case SimdLevel::kAvx512Bf16:
-    case SimdLevel::kAvx512:
-      return {avx512::sparse_update_rows, avx512::sparse_update_squares};
-    case SimdLevel::kAvx2:
-      return {avx2::sparse_update_rows, avx2::sparse_update_squares};
-#endif
-    default:
-      return {generic::sparse_update_rows, generic::sparse_update_squares};
-  }
-}
-
+#define SSD_LEVEL_OF(level) \
+  Level { level::sparse_update_rows, level::sparse_update_squares }
 constexpr double kWorthThread = 20000;  // numbers that pay for waking a thread
 
 // min(1, max_norm / (norm + 1e-6)) of rows whose squares are added in a fixed order; NaN stays.
@@ -57,7 +45,7 @@ SparseUpdateResult sparse_update(const SparseUpdateParams& given, SimdLevel leve
     before = params.indices[m];
   }
   if (before >= params.neurons) return SparseUpdateResult::kBadRows;
-  const Level run = pick(level);
+  const Level run = SSD_AT_LEVEL(level, SSD_LEVEL_OF);
   const int threads =
       worthwhile_threads(params.threads, static_cast<double>(params.rows) * params.inputs, kWorthThread);
   if (params.max_norm < std::numeric_limits<double>::infinity()) {

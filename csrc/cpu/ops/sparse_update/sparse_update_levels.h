@@ -1,6 +1,7 @@
 // What every SIMD level has of sparse_update.
 #pragma once
 
+#include "simd/levels.h"
 #include "ssd/sparse_update.h"
 
 namespace ssd::cpu {
@@ -12,11 +13,7 @@ namespace ssd::cpu {
   /* The sums of squares of the gradient's rows [begin, end), into squares[begin ... end - 1]. */            \
   void sparse_update_squares(const SparseUpdateParams& params, int64_t begin, int64_t end, double* squares); \
   }
-SSD_SPARSE_UPDATE_LEVEL(generic)
-#ifdef SSD_X86
-SSD_SPARSE_UPDATE_LEVEL(avx2)
-SSD_SPARSE_UPDATE_LEVEL(avx512)
-#endif
+SSD_EACH_LEVEL(SSD_SPARSE_UPDATE_LEVEL)
 #undef SSD_SPARSE_UPDATE_LEVEL
 
 }  // namespace ssd::cpu

@@ -27,21 +27,6 @@ struct Level {
         name::topk_linear_grad_x, name::topk_linear_grad_w                                                 \
   }
 
-Level pick(SimdLevel level) {
-  switch (level) {
-#ifdef SSD_X86
-    case SimdLevel::kAvx512Bf16:
-      return SSD_LEVEL_OF(avx512bf16);
-    case SimdLevel::kAvx512:
-      return SSD_LEVEL_OF(avx512);
-    case SimdLevel::kAvx2:
-      return SSD_LEVEL_OF(avx2);
-#endif
-    default:
-      return SSD_LEVEL_OF(generic);
-  }
-}
-
 size_t accumulation_size(Dtype dtype) { return dtype == Dtype::kFloat64 ? 8 : 4; }
 size_t key_size(Dtype dtype) { return dtype == Dtype::kFloat64 ? 16 : 8; }
 
@@ -86,7 +71,7 @@ bool forward_by_neurons(const TopkLinearParams& params, const Level& level, int 
 
 bool topk_linear_forward(const TopkLinearParams& params, SimdLevel simd) {
   if (params.batch == 0) return true;
-  const Level level = pick(simd);
+  const Level level = SSD_AT_LEVEL(simd, SSD_LEVEL_OF);
   const double work = static_cast<double>(params.batch) * params.neurons * params.inputs;
   const int threads = useful_threads(params.threads, work);
   const int64_t tiles = (params.batch + kRowGrain - 1) / kRowGrain;
@@ -151,7 +136,7 @@ int64_t topk_linear_pairs(const TopkPairsParams& params) {
 }
 
 bool topk_linear_backward(const TopkLinearBackwardParams& params, SimdLevel simd) {
-  const Level level = pick(simd);
+  const Level level = SSD_AT_LEVEL(simd, SSD_LEVEL_OF);
   const int64_t pairs = params.starts[params.active];
   const int threads = useful_threads(params.threads, static_cast<double>(pairs) * params.inputs * 2);
   const size_t size = accumulation_size(params.dtype);

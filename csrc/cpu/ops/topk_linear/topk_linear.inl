@@ -5,6 +5,7 @@
 // Traffic: W once per block of x rows, x once, and (K + 1) keys per row; never the (B, R) scores.
 // Determinism: every score is the canonical dot product, and the K + 1 largest keys are one definite set, so neither
 // the blocking nor the number of parts can change a result.
+#include "ops/topk_linear/topk_linear_backward.h"
 #include "ops/topk_linear/topk_linear_levels.h"
 #include "rows/rows.h"
 #include "select/preselect.h"

@@ -1,6 +1,7 @@
 // The parts of topk_linear that every SIMD level has; topk_linear.cpp splits the work, picks the level and runs them.
 #pragma once
 
+#include "simd/levels.h"
 #include "ssd/topk_linear.h"
 
 namespace ssd::cpu {
@@ -25,12 +26,7 @@ struct TopkPart {
   bool topk_linear_grad_w(const TopkLinearBackwardParams& params, int64_t begin, int64_t end, const void* inverse_x, \
                           const void* inverse_w);                                                                    \
   }
-SSD_TOPK_LINEAR_LEVEL(generic)
-#ifdef SSD_X86
-SSD_TOPK_LINEAR_LEVEL(avx2)
-SSD_TOPK_LINEAR_LEVEL(avx512)
-SSD_TOPK_LINEAR_LEVEL(avx512bf16)
-#endif
+SSD_EACH_LEVEL(SSD_TOPK_LINEAR_LEVEL)
 #undef SSD_TOPK_LINEAR_LEVEL
 
 }  // namespace ssd::cpu

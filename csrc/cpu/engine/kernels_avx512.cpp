@@ -1,2 +1,0 @@
-#define SSD_LEVEL avx512
-#include "engine/kernels.inl"

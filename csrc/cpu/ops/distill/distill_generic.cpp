@@ -1,2 +1,0 @@
-#define SSD_LEVEL generic
-#include "ops/distill/distill.inl"

@@ -1,3 +1,0 @@
-#define SSD_LEVEL generic
-#include "ops/gaba_linear/gaba_linear.inl"
-#include "ops/gaba_linear/gaba_linear_backward.h"

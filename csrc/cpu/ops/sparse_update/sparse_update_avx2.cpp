@@ -1,2 +1,0 @@
-#define SSD_LEVEL avx2
-#include "ops/sparse_update/sparse_update.inl"
