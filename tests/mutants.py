@@ -40,34 +40,56 @@ def killed_by(kill: str, file: str, *changes: tuple[str, str, str]) -> list[Muta
 
 
 CERTIFICATES = "csrc/cpu/engine/certificates"
+BOUNDS = "path_gaba_.data(),\n                                       visit->floor,"
 
 # fmt: off
 MUTANTS = [
     # Bounds of the engine's certificates.
     *killed_by(
         "cpp:test_certificates", f"{CERTIFICATES}/proof.cpp",
-        ("half-of-delta", "-(snapshot.delta +", "-(0.5f * snapshot.delta +"),
-        ("strayed-dropped", "record.strayed + slack_", "slack_"),
-        ("shift-rises-with-the-threshold", "-snapshot.gaba_min * change", "snapshot.gaba_min * change"),
+        ("half-of-delta", "- (snapshot.delta +", "- (0.5f * snapshot.delta +"),
+        ("strayed-dropped", "(snapshot.delta + record.strayed)", "snapshot.delta"),
+        ("room-without-slack", "return -(slack_ + shift);", "return -shift;"),
+        ("shift-rises-with-the-threshold", "? -std::max(", "? std::max("),
+        ("shift-gains-by-negative-coefficients", "std::max(snapshot.gaba_min, 0.f)", "std::fabs(snapshot.gaba_min)"),
         ("shift-0-where-the-threshold-falls", ": -change;", ": 0.f;"),
-        ("candidates-without-slack", "end - begin, path_gaba_.data(), floor, slack_",
-         "end - begin, path_gaba_.data(), floor, 0.f"),
-        ("movers-without-slack", "snapshot.movers, floor, slack_", "snapshot.movers, floor, 0.f"),
+        ("candidates-without-slack", f"end - begin, {BOUNDS} slack_", f"end - begin, {BOUNDS} 0.f"),
+        ("movers-without-slack", "snapshot.movers, visit->floor, slack_", "snapshot.movers, visit->floor, 0.f"),
         ("replaced-movers-forgotten", "for (const int32_t place : replaced_)",
          "for (const int32_t place : std::vector<int32_t>())"),
+        ("outside-margin-unchecked", "if (!(record.outside < need(record, snapshot, visit.floor))) return false;", ""),
+        ("blocks-not-looked-at", "!(visit.margins[end / kBlock] < least)", "false"),
+        ("far-margin-before-the-blocks", "const float margin = rest(*visit),", "const float margin = record.outside,"),
+        ("far-neurons-forgotten", "if (!examine_far(&visit) || !score(&visit)) return false;", ""),
+        ("far-peak-ignored", "k < record.known ? far.peak[k] : record.strayed", "record.strayed"),
+        ("far-strayed-ignored", "far.peak[k] : record.strayed", "far.peak[k] : 0.f"),
+        ("far-list-by-its-drift-alone", "std::max(far.most_peak, record.strayed) < limit", "0.f < limit"),
+        ("far-neuron-listed-twice", "|| listed(*visit, neuron, 0))", ")"),
+        ("far-bound-listed-twice", "if (!listed(*visit, neuron, static_cast<int>(k_) + 1)) add", "add"),
+        ("far-bounds-without-slack", f"extras, {BOUNDS} slack_", f"extras, {BOUNDS} 0.f"),
+    ),
+    *killed_by(
+        "cpp:test_certificates", f"{CERTIFICATES}/record.cpp",
         ("blocks-by-their-own-margin", "margins[b] = std::max(margins[b], margins[b + 1]);", ";"),
-        ("overflow-leaves-no-margin", "outside = std::max(outside, margin[i]);", ""),
-        ("outside-margin-unchecked", "  if (!(record.outside < least)) return false;\n", ""),
+        ("overflow-leaves-no-margin", "*outside = std::max(*outside, margin[i]);", ""),
+        ("far-known-dropped", "static_cast<int32_t>(far_[newest_].neuron.size())", "0"),
+        ("far-bounds-of-an-older-record", "record.extras = 0;", ""),
+    ),
+    *killed_by(
+        "cpp:test_certificates", f"{CERTIFICATES}/movement.cpp",
+        ("snapshot-forgets-the-era-so-far", "if (!(drift <= snapshot.delta)) snapshot.delta = drift;\n  });", "});"),
+        ("base-of-another-snapshot", "base[s] = static_cast<float>(past);", "base[s] = path;"),
+        ("drift-of-one-snapshot", "snapshots_[s].delta = delta.value[s];", "snapshots_[0].delta = delta.value[0];"),
+        ("far-drift-stands-still", "list.drift[at] = drift;", ""),
+        ("far-peak-stands-still", "if (!(drift <= list.peak[at])) list.peak[at] = drift;", ""),
+        ("far-drift-lost-where-the-list-is-full", " && !(far.drift <= rest)) rest = far.drift;", ") continue;"),
+        ("far-bits-outlive-their-list", "in_far_[j] &= static_cast<uint16_t>(~(1u << slot));", "(void)j;"),
+        ("far-list-outlives-its-snapshot", "  forget_far(newest_);\n", ""),
     ),
     *killed_by(
         "cpp:test_certificates", f"{CERTIFICATES}/certificates.cpp",
         ("slack-0", "static_cast<float>(2 * score +", "0 * static_cast<float>(2 * score +"),
         ("slack-of-one-score", "static_cast<float>(2 * score +", "static_cast<float>(score +"),
-        ("snapshot-forgets-the-era-so-far", "snapshot.start = round_up(farthest)",
-         "snapshot.start = 0.f * round_up(farthest)"),
-        ("base-of-another-snapshot", "base[s] = static_cast<float>(past);", "base[s] = path;"),
-        ("drift-of-one-snapshot", "for (int s = 0; s < kSnapshots; ++s) snapshots_[s].delta =",
-         "for (int s = 0; s < 1; ++s) snapshots_[s].delta ="),
         ("era-forgets-distances", "past_[j] += distance_[j];", ""),
     ),
     *killed_by(

@@ -67,7 +67,7 @@ struct Layer {
     certificates.step_done(N);
     begin_epoch();
   }
-  void snapshot() { certificates.take_snapshot(gaba); }
+  void snapshot() { certificates.take_snapshot(); }
 
   // The row is where the test has put it.
   void moved(int64_t j, cpu::Certificates::Delta* delta) {
@@ -82,6 +82,7 @@ struct Layer {
     cpu::Certificates::Delta delta;
     for (const int64_t j : neurons) moved(j, &delta);
     certificates.merge(delta);
+    certificates.step_done(0);
   }
   // Row j becomes length * x of a sample: then its score is the length, and a change of it is the row's movement.
   void place(int64_t j, int64_t sample, double length) {
@@ -118,7 +119,7 @@ struct Layer {
       if (values[j] > threshold) hints[found++] = static_cast<int32_t>(j);
     for (int64_t j = 0; j < R && found <= K; ++j)
       if (values[j] == threshold) hints[found++] = static_cast<int32_t>(j);
-    certificates.record(sample, index.data(), score.data(), static_cast<int>(index.size()), threshold, scratch);
+    certificates.record(sample, {index.data(), score.data(), static_cast<int>(index.size()), threshold}, scratch);
   }
 
   // True when there is a certificate, which must say what is true.

@@ -158,6 +158,78 @@ void check_negative_coefficients(SimdLevel level) {
   }
 }
 
+// The far list: its neurons are followed one by one, so the way of one says nothing of the others.
+void check_far(SimdLevel level) {
+  Random random(8);
+  for (const bool known : {false, true}) {       // far before the record, or only after it
+    for (const bool turns : {false, true}) {     // from one side of its place at the snapshot to the other
+      for (const bool listed : {false, true}) {  // among the sample's candidates, in a block that is not looked at
+        for (const int eras : {1, 2}) {
+          for (const int64_t inputs : {1, 40}) {
+            Layer l(level, kNeurons, inputs, 1, kWinners);
+            Course course{listed ? Place::kListed : Place::kOutside, 1, 0};
+            place_rows(l, course, random);
+            const double margin = margin_of(course, l), level_of = kThreshold - margin, gap = l.certificates.gap();
+            const double away = !known ? 0 : turns ? -.5 * gap : .3 * gap;
+            l.place(kFollower, 0, level_of - away);
+            l.begin();
+            std::vector<int64_t> movers;
+            for (int64_t j = 0; j <= kWinners; ++j) movers.push_back(j);
+            const std::vector<float> rows = l.weight;
+            for (const int64_t j : movers) l.place(j, 0, .3);
+            l.moved(movers);
+            l.weight = rows;
+            l.moved(movers);
+            l.snapshot();
+            for (int e = 1; known && e <= 2; ++e) {  // its entry is not its farthest place
+              l.place(kFollower, 0, level_of - away * (2 - e) / 2);
+              l.moved({kFollower});
+            }
+            l.scan(0);
+            for (int e = 1; e <= eras; ++e) {
+              if (e > 1) l.next_era();
+              l.place(kFollower, 0, level_of + margin * e / eras);
+              l.moved({kFollower});
+            }
+            const double meets = static_cast<double>(l.scores(0)[kFollower]);
+            for (int step = -12; step <= 12; ++step) {
+              for (const int64_t j : movers)
+                l.place(j, 0, meets * (1 + step * 0x1p-24) + 1e-3 * static_cast<double>(j));
+              l.moved(movers);
+              // A far neuron is scored where its drift matters, so there is always a certificate.
+              CHECK(l.certify(0), "%s: known %d, turns %d, listed %d, eras %d", simd_level_name(level), known, turns,
+                    listed, eras);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// A far list that is full: who drifts far then counts with the rest.
+void check_full_far_list(SimdLevel level) {
+  constexpr int64_t kMany = 2048;
+  Random random(9);
+  Layer l(level, kMany, 1, 1, kWinners);
+  l.x[0] = 1;
+  for (int64_t j = 0; j < kMany; ++j) l.place(j, 0, j <= kWinners ? kThreshold : .02);
+  l.place(kFollower, 0, kThreshold - l.certificates.gap() * (1 + 1e-6));
+  l.begin();
+  l.snapshot();
+  l.scan(0);
+  std::vector<int64_t> others;
+  for (int64_t j = 100; j < 100 + Certificates::kFarMost; ++j) {
+    l.place(j, 0, .06);
+    others.push_back(j);
+  }
+  l.moved(others);
+  CHECK(l.certify(0));
+  l.place(kFollower, 0, kThreshold * (1 + 1e-6));
+  l.moved({kFollower});
+  CHECK(!l.certify(0));
+}
+
 // Many neurons to and fro on one line, records of many ages, movers that come and go, rising coefficients: with one
 // input every bound is as tight as the triangle inequality.
 void check_wandering(SimdLevel level, uint64_t seed, int64_t inputs, float least) {
@@ -223,6 +295,8 @@ int main() {
     const SimdLevel level = static_cast<SimdLevel>(i);
     check_bounds(level);
     check_negative_coefficients(level);
+    check_far(level);
+    check_full_far_list(level);
     for (uint64_t seed = 1; seed <= 3; ++seed) {
       for (const int64_t inputs : {1, 3}) {
         for (const float least : {0.f, .5f, -.3f}) check_wandering(level, seed, inputs, least);

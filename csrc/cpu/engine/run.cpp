@@ -89,7 +89,7 @@ struct SdmlpTrainer::Impl::Run {
     if (self.certificates.active() && position >= window_end) {
       window_end = std::min(epoch.count, position + kWindow);
       refresh = self.certificates.expiring(epoch.order, position, window_end);
-      if (!refresh.empty()) self.certificates.take_snapshot(self.gaba);
+      if (!refresh.empty()) self.certificates.take_snapshot();
     }
     tiles = !dense && self.tile_form(batch);
     if (refresh.empty()) load_batch();
@@ -156,8 +156,8 @@ struct SdmlpTrainer::Impl::Run {
     }
     if (keep && gap > 0) {
       const ScanList& list = self.lists[static_cast<size_t>(place) * plan.parts];
-      self.certificates.record(self.rows[which].sample, list.index.data(), list.score.data(), list.count,
-                               self.rows[which].threshold, scratch);
+      const ScanResult scan{list.index.data(), list.score.data(), list.count, self.rows[which].threshold};
+      self.certificates.record(self.rows[which].sample, scan, scratch);
     }
   }
 
@@ -196,7 +196,7 @@ struct SdmlpTrainer::Impl::Run {
     for (int b = 0; b < n; ++b)
       if (!self.rows[b].certified) self.pending.push_back(b);
     proved = n - static_cast<int>(self.pending.size());
-    if (!self.pending.empty()) self.certificates.take_snapshot(self.gaba);
+    if (!self.pending.empty()) self.certificates.take_snapshot();
     lap(kSelect);
     if (proved < n) scan_pending(certify ? self.certificates.gap() : 0.f, coefficients());
     if (!dense || non_finite.load()) return;

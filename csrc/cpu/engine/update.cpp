@@ -157,7 +157,7 @@ void SdmlpTrainer::Impl::begin_era() {
 
 void SdmlpTrainer::Impl::update(int which, float scale, const SdmlpPenalty* penalty) {
   UpdateChunk& chunk = chunks[which];
-  chunk.delta = Certificates::Delta();
+  certificates.begin_moves(&chunk.delta);
   if (penalty || !weight_velocity.empty()) {
     update_all(which, scale, penalty);
     return;

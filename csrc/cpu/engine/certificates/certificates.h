@@ -9,12 +9,16 @@
 //   s_j(t) <= s_j(r) + U_j(t) - L_j(r)
 // A record of a sample, made by a scan at time r, holds its candidates Q in blocks of falling margin s_j - g_j I, with
 // the bound s_j - L_j of each; the bounds of the movers Z (neurons that move fast, one set for all samples); and the
-// largest margin of all others. Later, K + 1 likely winners are scored; their lowest score v0 bounds the threshold
-// from below; candidates and movers whose upper bound exceeds g v0 are scored too; blocks, and everything outside the
-// list, are dismissed by one inequality with delta_r, the largest U_j(t) - P_j(r) outside Z: two rows at most delta_r
-// from the same point are at most the sum of what delta_r was then and is now apart.
+// largest margin of all others. Later, K + 1 likely winners are scored; their lowest score v bounds the threshold
+// from below; candidates and movers whose upper bound exceeds g v are scored too. All others fall in two tiers by their
+// drift from the record's snapshot: the far list F of the snapshot holds each neuron that drifted far, and these are
+// looked at one by one; what did not is dismissed by one inequality with delta, the largest drift of the rest: two rows
+// at most delta from the same point are at most the sum of what delta was then and is now apart.
+//   certificates.cpp  what lasts: samples, records, epochs      movement.cpp  drifts, movers, snapshots, far lists
+//   proof.cpp         a sample's certificate                    record.cpp    a sample's record, from a scan
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
@@ -39,16 +43,61 @@ struct ScratchRow {
   int64_t scored = 0, examined = 0;  // neurons scored, and bounds looked at, by certified rows
 };
 
-class Certificates {
- public:
-  static constexpr int kSnapshots = 16;  // live snapshots: one vector of path lengths per neuron
-  static constexpr int kEraPasses = 1;   // passes over the samples that an era lasts
-  static constexpr int kBlock = 16;      // candidates per block of falling margin
+// The numbers that decide how much is kept and when it is renewed: they change speed, never a bit of a result. "Gap" is
+// how far below a neuron's threshold a scan keeps it.
+struct CertificatePolicy {
+  static constexpr int kSnapshots = 16;  // live snapshots: a cache line of places per neuron
+  static constexpr int kEraPasses = 1;   // passes over the samples that an era lasts: rows turn back within a few steps
+  static constexpr int kBlock = 16;      // candidates per block of falling margin: a cache line
   static constexpr int kRetry = 8;       // most epochs without another try for a sample with too many active neurons
+  static constexpr int kMovers = 512;    // most movers: each costs every record 4 bytes, and every certificate a look
+  static constexpr int kUsual = 512;     // candidates of most records: what a scan with a good gap keeps
+  static constexpr int kLongest = 2048;  // candidates of a record with many active neurons; more cost what a scan does
+  static constexpr int kShortest = 64;   // where memory is short, lists shorten to this before samples go without
 
+  static constexpr float kGap = 0.1f, kGapLeast = 0.005f, kGapMost = 0.5f;  // the first gap, and its bounds
+  static constexpr float kMoves = 0.02f;  // in gaps, in one era: from there on a neuron may be a mover
+  static constexpr float kFaster = 4;     // how much farther than a mover another neuron gets before it takes its place
+
+  // A drift of this many gaps makes a neuron one of the far ones. It doubles where a list reaches a quarter and each
+  // half of its room, so that a collective drift does not fill it with neurons that are hardly far.
+  static constexpr float kFar = 0.03f;
+  static constexpr int kFarMost = 1024;   // looked at by every certificate of the snapshot: 1 us
+  static constexpr int kFarScored = 256;  // scored by one certificate: more cost what a row of a shared scan does
+  static constexpr int kFarBounds = 64;   // of these a record keeps bounds of its own, once they were scored: a few are
+                                          // near a sample, and stay near
+  static constexpr int kFarSnapshot = 32;  // from there on a new snapshot is worth its slot, however small delta is
+  static constexpr float kDrifted = 0.05f, kDriftedAgain = 0.25f;  // or from this growth of delta on, in gaps: the
+                                                                   // first snapshot of an epoch, and others
+};
+
+// What a scan of one sample kept: all neurons with s > g * threshold - gap.
+struct ScanResult {
+  const int32_t* index;
+  const float* score;
+  int count;
+  float threshold;
+};
+
+class Certificates : public CertificatePolicy {
+ public:
+  // A neuron that drifted far from a snapshot in this step.
+  struct Far {
+    int32_t neuron;
+    int slot;
+    float drift;
+  };
+  // What the updates of one range of neurons did in one step.
   struct Delta {
     float value[kSnapshots] = {};
     double path_max = 0;
+    std::vector<Far> far;
+
+    void clear() {
+      std::fill(value, value + kSnapshots, 0.f);
+      path_max = 0;
+      far.clear();
+    }
   };
 
   void configure(int64_t neurons, int64_t inputs, int64_t k, int64_t cache_bytes, const SdmlpKernels& kernel);
@@ -70,7 +119,7 @@ class Certificates {
   bool active() const { return active_; }
   float gap() const { return gap_; }
   // Before a scan that makes records: the snapshot it belongs to, and how far below the threshold it keeps neurons.
-  void take_snapshot(const std::vector<float>& gaba);
+  void take_snapshot();
 
   // ---- Per row, any thread; a sample may be used by one thread at a time.
   // The sample's candidates that can matter, scored: scratch.index / scratch.score, and the exact threshold.
@@ -78,15 +127,17 @@ class Certificates {
   bool certify(int64_t sample, const float* x, const float* weight, ScratchRow& scratch, int* count, float* threshold);
   // Asks for what certify will read of this sample, ahead of time.
   void prefetch(int64_t sample, const float* weight) const;
-  // Records a scan that kept all neurons with s > g * threshold - gap().
-  void record(int64_t sample, const int32_t* index, const float* score, int count, float threshold,
-              ScratchRow& scratch);
+  // Records a scan.
+  void record(int64_t sample, const ScanResult& scan, ScratchRow& scratch);
 
   // ---- Per updated row; the thread that owns the neuron.
   // A bound of the row's distance from where it was at the era's start, before and after an update.
   double distance(int64_t neuron) const { return distance_[neuron]; }
   void moved(int64_t neuron, double distance, float gaba, Delta* delta);
+  // Readies what a range's updates of one step add to.
+  void begin_moves(Delta* delta) const;
   void merge(const Delta& delta);
+  // After the merges of a step.
   void step_done(int64_t rows);
 
  private:
@@ -96,29 +147,77 @@ class Certificates {
     float last = 0;               // threshold when last seen
     float outside = 0;            // largest margin outside Q and Z at r
     float strayed = 0;            // the snapshot's delta at r
+    int32_t known = 0;            // neurons of the snapshot's far list at r
     int32_t count = 0;            // candidates
+    int32_t extras = 0;           // far neurons with a bound of their own
     int32_t wait = 0, retry = 0;  // a list was too long: epochs to wait, and the epoch in which a scan tries again
   };
   struct Snapshot {
     int32_t id = -1;
     int movers = 0;    // the first ones of Z that its records hold bounds of
-    float delta = 0;   // largest U_j(t) - P_j(r) outside those since it was taken
+    float delta = 0;   // largest U_j(t) - P_j(r) outside those and the far list since it was taken
+    float level = 0;   // the drift that makes a neuron one of the far list
     float start = 0;   // what it was then
     float before = 0;  // the same when expiring() was last asked, and the rows trained then
     int64_t before_rows = 0;
     float gaba_min = 0;
+    int far_start = 0;  // neurons that were far when it was taken
     int64_t taken = 0;  // rows trained when it was taken
+  };
+  // The neurons that drifted far from a snapshot. It only grows: a record knows a part of it, those that were in it at
+  // r. For neurons of that part `peak` bounds the drift at r, for the others the record's `strayed` does.
+  struct FarList {
+    std::vector<int32_t> neuron;
+    std::vector<float> drift, peak;  // U_j(t) - P_j(r), and the largest it was since the neuron's entry
+    float most_drift = 0, most_peak = 0;
+  };
+  // One visit of a sample: what certify() has found out so far.
+  struct Visit {
+    Record* record;
+    int slot;
+    const float *x, *weight;
+    ScratchRow* scratch;
+    int32_t *hints, *candidates, *extras;
+    float *bounds, *margins, *mover_bounds, *extra_bounds;
+    int fresh = 0;                            // far neurons that get a bound in the record
+    int found = 0, scored = 0, examined = 0;  // neurons listed, those with a score, candidates looked at
+    float floor = 0;                          // the (K + 1)-th largest score: a lower bound of the threshold
   };
   int slot_of(const Record& record) const {
     const int slot = record.snapshot >= 0 ? record.snapshot % kSnapshots : 0;
     return record.snapshot >= 0 && snapshots_[slot].id == record.snapshot ? slot : -1;
   }
   double nearest(int64_t neuron) const { return past_[neuron] - distance_[neuron]; }  // L
+  float room(const Record& record, const Snapshot& snapshot, float threshold) const;
   float need(const Record& record, const Snapshot& snapshot, float threshold) const;
+  float rest(const Visit& visit) const;
+  bool start(Visit* visit, int64_t sample);
+  void add(Visit* visit, int32_t neuron, int32_t place) const;
+  bool listed(const Visit& visit, int32_t neuron, int from) const;
+  bool score(Visit* visit) const;
+  void examine(Visit* visit, int end) const;
+  void examine_movers(Visit* visit) const;
+  void examine_extras(Visit* visit) const;
+  bool examine_far(Visit* visit) const;
+  void renew(Visit* visit) const;
+  struct Survivors {
+    float highest;  // margin
+    int active;
+  };
+  Survivors measure(int64_t sample, const ScanResult& scan, ScratchRow& scratch);
+  int sort_candidates(int64_t sample, const ScanResult& scan, const Survivors& survivors, int room, ScratchRow& scratch,
+                      float* outside);
   // Whether the snapshot's records hold a bound of the mover at this place (-1: not a mover), not of the one before.
   bool covers(const Snapshot& snapshot, int place) const {
     return place >= 0 && place < snapshot.movers && mover_since_[place] <= snapshot.id;
   }
+  void drift(int64_t neuron, double past, float path, Delta* delta);
+  void most_far(int slot);
+  bool add_far(int slot, int32_t neuron, float drift);
+  void forget_far(int slot);
+  bool worth_a_snapshot();
+  void choose_gap();
+  void forget_movers();
   void choose_movers(bool replace);
   bool replace_mover(int32_t place, int32_t neuron);
   void forget_snapshots();
@@ -140,10 +239,13 @@ class Certificates {
   std::vector<double> past_, distance_;  // (R,) P and e
   std::vector<float> path_gaba_;         // (R, 2) U rounded up, coefficient
   std::vector<float> farthest_;          // (R,) largest e of the era
-  std::vector<float> base_;              // (R, kSnapshots) P at each snapshot
+  std::unique_ptr<float[]> base_;        // (R, kSnapshots) P at each snapshot; left as allocated, as those below
   std::vector<int32_t> stamp_of_;        // (R,) newest snapshot whose base_ is set
   std::vector<uint64_t> moved_;          // neurons that moved in this era
   Snapshot snapshots_[kSnapshots];
+  FarList far_[kSnapshots];
+  std::vector<uint16_t> in_far_;                // (R,) bit s: in the far list of snapshot s
+  std::unique_ptr<int32_t[]> far_place_;        // (R, kSnapshots) place in it
   std::atomic<int32_t> held_[kSnapshots] = {};  // live records of each snapshot
   int32_t generation_ = 0;                      // snapshots taken: ids grow, and id % kSnapshots is the slot
   int newest_ = -1;
@@ -167,10 +269,12 @@ class Certificates {
   std::unique_ptr<float[]> bounds_;        // (N, capacity)
   std::unique_ptr<float[]> margins_;       // (N, capacity / kBlock) largest margin of a block and all after it, at r
   std::unique_ptr<float[]> mover_bounds_;  // (N, movers_max)
+  std::unique_ptr<int32_t[]> extras_;      // (N, kFarBounds)
+  std::unique_ptr<float[]> extra_bounds_;  // (N, kFarBounds)
   std::vector<int32_t> stamp_;             // (N,) last epoch that listed the sample
 
   bool active_ = false;
-  float gap_ = 0.1f;
+  float gap_ = kGap;
   // Records made since gap_ was set, those whose list overflowed, and where it then ended (in units of 2^-30).
   std::atomic<int64_t> made_{0}, overflowed_{0}, reach_{0};
   int64_t live_ = 0;  // listed samples with a live record at the start of the epoch

@@ -1,130 +1,216 @@
-// Certificates of one sample: the proof from its record, and the record from a scan. The rest is in
-// certificates/certificates.cpp.
+// The certificate of one sample: a short list of neurons, scored, and the proof that no other can be active.
 #include <algorithm>
+#include <cassert>
 #include <cmath>
+#include <functional>
 
 #include "engine/certificates/certificates.h"
 
 namespace ssd::cpu {
 
-float Certificates::need(const Record& record, const Snapshot& snapshot, float threshold) const {
-  // No neuron whose margin at r was below this is active now, nor above the threshold.
+// How much a neuron dismissed at r may have gained on its own threshold since then, by drift and rounding, before it
+// can be active or above `threshold`: a neuron with margin m and drift d is dismissed where m + d < room, strictly. A
+// threshold that fell by c lowers a neuron's own by g c, at most c; one that rose by c raises it by g_min c at least.
+// Margins of dismissed neurons are negative, and scores are not, so their coefficients are positive: where g_min is
+// negative nothing is gained from a rise, but nothing lost.
+float Certificates::room(const Record& record, const Snapshot& snapshot, float threshold) const {
   const float change = threshold - record.threshold;
-  const float shift = change >= 0 ? -snapshot.gaba_min * change : -change;
-  return -(snapshot.delta + record.strayed + slack_ + shift);
+  const float shift = change >= 0 ? -std::max(snapshot.gaba_min, 0.f) * change : -change;
+  return -(slack_ + shift);
 }
 
-bool Certificates::certify(int64_t sample, const float* x, const float* weight, ScratchRow& scratch, int* count,
-                           float* threshold) {
-  if (sample >= recorded_) return false;
-  Record& record = records_[sample];
-  const int slot = slot_of(record);
-  if (slot < 0) return false;
-  const Snapshot& snapshot = snapshots_[slot];
-  const int winners = static_cast<int>(k_) + 1;
-  const size_t room = winners + capacity_ + movers_max_ + 16;
-  if (scratch.index.size() < room) {
-    scratch.index.resize(room);
-    scratch.score.resize(room);
-    scratch.kept.resize(room);
-    scratch.place.resize(room);
-    scratch.order.resize(room);
+// No neuron outside the far list whose margin at r was below this is active now, nor above the threshold.
+float Certificates::need(const Record& record, const Snapshot& snapshot, float threshold) const {
+  return room(record, snapshot, threshold) - (snapshot.delta + record.strayed);
+}
+
+// The largest margin that a neuron which the visit has not looked at can have had at r.
+float Certificates::rest(const Visit& visit) const {
+  const Record& record = *visit.record;
+  return visit.examined < record.count ? std::max(record.outside, visit.margins[visit.examined / kBlock])
+                                       : record.outside;
+}
+
+// Lists a neuron, which stands on no list but perhaps that of the likely winners. place: of its bound in the record.
+void Certificates::add(Visit* visit, int32_t neuron, int32_t place) const {
+  ScratchRow& scratch = *visit->scratch;
+  for (int i = 0; i <= k_; ++i) {
+    if (scratch.index[i] != neuron) continue;
+    scratch.place[i] = place;
+    return;
   }
-  int32_t* index = scratch.index.data();
-  float* score = scratch.score.data();
-  int32_t* hints = likely_ + sample * winners;
+  scratch.place[visit->found] = place;
+  scratch.index[visit->found++] = neuron;
+}
 
-  // A lower bound of the threshold from K + 1 likely winners.
-  std::copy(hints, hints + winners, index);
-  kernel_->score_rows(x, weight, index, winners, inputs_, score);
-  float floor = score[0];
-  for (int i = 1; i < winners; ++i) floor = score[i] < floor ? score[i] : floor;
-  if (!(floor >= 0)) return false;
+// Scores what was listed, and raises the bound of the threshold; false when a score is NaN.
+bool Certificates::score(Visit* visit) const {
+  ScratchRow& scratch = *visit->scratch;
+  const int from = visit->scored, count = visit->found - from;
+  if (count == 0) return true;
+  kernel_->score_rows(visit->x, visit->weight, scratch.index.data() + from, count, inputs_,
+                      scratch.score.data() + from);
+  visit->scored = visit->found;
+  for (int i = from; i < visit->found; ++i)
+    if (!(scratch.score[i] >= 0)) return false;
+  float* order = scratch.order.data();
+  std::copy_n(scratch.score.data(), visit->found, order);
+  std::nth_element(order, order + k_, order + visit->found, std::greater<float>());
+  assert(!(order[k_] < visit->floor));
+  visit->floor = order[k_];
+  return true;
+}
 
-  const int32_t* candidates = &candidates_[sample * capacity_];
-  float* bounds = &bounds_[sample * capacity_];
-  float* mover_bounds = &mover_bounds_[sample * movers_max_];
-  int32_t* kept = scratch.kept.data();
-  int found = winners;
-  for (int i = 0; i < winners; ++i) scratch.place[i] = -1;
-  const auto add = [&](int32_t neuron, int32_t place) {
-    for (int i = 0; i < winners; ++i) {
-      if (index[i] == neuron) {
-        scratch.place[i] = place;
-        return;
-      }
-    }
-    scratch.place[found] = place;
-    index[found++] = neuron;
-  };
-  // Scores the candidates of [begin, end) that no bound dismisses.
-  const auto examine = [&](int begin, int end) {
-    const int survivors =
-        kernel_->prune(candidates + begin, bounds + begin, end - begin, path_gaba_.data(), floor, slack_, kept);
-    for (int i = 0; i < survivors; ++i) add(candidates[begin + kept[i]], begin + kept[i]);
-  };
-  // The (K + 1)-th largest of all that was scored.
-  const auto threshold_of = [&] {
-    float* order = scratch.order.data();
-    std::copy(score, score + found, order);
-    std::nth_element(order, order + k_, order + found, [](float a, float b) { return a > b; });
-    return order[k_];
-  };
+// Lists the candidates up to `end` that their bounds do not dismiss.
+void Certificates::examine(Visit* visit, int end) const {
+  const int begin = visit->examined;
+  int32_t* kept = visit->scratch->kept.data();
+  const int survivors = kernel_->prune(visit->candidates + begin, visit->bounds + begin, end - begin, path_gaba_.data(),
+                                       visit->floor, slack_, kept);
+  for (int i = 0; i < survivors; ++i) add(visit, visit->candidates[begin + kept[i]], begin + kept[i]);
+  visit->examined = end;
+}
 
-  // The movers and the best candidates come first: where a likely winner has fallen back, they raise the bound.
-  int examined = std::min(record.count, 2 * kBlock);
-  examine(0, examined);
-  const int survivors =
-      kernel_->prune_movers(mover_bounds, mover_path_.data(), mover_gaba_.data(), snapshot.movers, floor, slack_, kept);
+// The same for the movers, and for those whose place another one has taken since.
+void Certificates::examine_movers(Visit* visit) const {
+  const Snapshot& snapshot = snapshots_[visit->slot];
+  int32_t* kept = visit->scratch->kept.data();
+  const int survivors = kernel_->prune_movers(visit->mover_bounds, mover_path_.data(), mover_gaba_.data(),
+                                              snapshot.movers, visit->floor, slack_, kept);
   for (int i = 0; i < survivors; ++i)
-    if (covers(snapshot, kept[i])) add(movers_[kept[i]], capacity_ + kept[i]);
+    if (covers(snapshot, kept[i])) add(visit, movers_[kept[i]], capacity_ + kept[i]);
   for (const int32_t place : replaced_) {
     if (place >= snapshot.movers || covers(snapshot, place)) continue;
     const int32_t neuron = mover_before_[place];
     const float* at = &path_gaba_[2 * static_cast<int64_t>(neuron)];
-    if (!(mover_bounds[place] + at[0] + slack_ <= at[1] * floor) || at[1] < 0) add(neuron, capacity_ + place);
+    if (!(visit->mover_bounds[place] + at[0] + slack_ <= at[1] * visit->floor) || at[1] < 0)
+      add(visit, neuron, capacity_ + place);
   }
-  int scored = found;
-  kernel_->score_rows(x, weight, index + winners, found - winners, inputs_, score + winners);
-  for (int i = winners; i < found; ++i)
-    if (!(score[i] >= 0)) return false;
-  floor = threshold_of();
-  const float least = need(record, snapshot, floor);
-  if (!(record.outside < least)) return false;
+}
 
-  // Then every block that the one inequality does not dismiss whole.
-  const float* margins = &margins_[sample * (capacity_ / kBlock)];
-  const int begin = examined;
-  while (examined < record.count && !(margins[examined / kBlock] < least)) examined += kBlock;
-  examined = std::min(examined, static_cast<int>(record.count));
-  if (examined > begin) {
-    examine(begin, examined);
-    kernel_->score_rows(x, weight, index + scored, found - scored, inputs_, score + scored);
-    for (int i = scored; i < found; ++i)
-      if (!(score[i] >= 0)) return false;
+// The same for the far neurons that the record has bounds of. They may stand on any other list too.
+void Certificates::examine_extras(Visit* visit) const {
+  int32_t* kept = visit->scratch->kept.data();
+  const int survivors = kernel_->prune(visit->extras, visit->extra_bounds, visit->record->extras, path_gaba_.data(),
+                                       visit->floor, slack_, kept);
+  for (int i = 0; i < survivors; ++i) {
+    const int32_t neuron = visit->extras[kept[i]];
+    if (!listed(*visit, neuron, static_cast<int>(k_) + 1)) add(visit, neuron, capacity_ + movers_max_ + kept[i]);
   }
-  scratch.scored += found;
-  scratch.examined += examined + snapshot.movers;
-  const float exact = threshold_of();
-  if (snapshot.gaba_min < 0 && !(record.outside < need(record, snapshot, exact))) return false;
+}
 
-  // What was scored gets its bound renewed, and the winners become the next visit's likely ones.
+bool Certificates::listed(const Visit& visit, int32_t neuron, int from) const {
+  const int32_t *index = visit.scratch->index.data(), *end = index + visit.found;
+  return std::find(index + from, end, neuron) != end;
+}
+
+// Lists the far neurons that are neither dismissed by their own drift nor listed already, nor dismissed by a bound in
+// the record; false when they are too many.
+bool Certificates::examine_far(Visit* visit) const {
+  const FarList& far = far_[visit->slot];
+  const Record& record = *visit->record;
+  const float margin = rest(*visit), limit = room(record, snapshots_[visit->slot], visit->floor);
+  if (margin + far.most_drift + std::max(far.most_peak, record.strayed) < limit) return true;
+  const int32_t* const extras_end = visit->extras + record.extras;
+  const int size = static_cast<int>(far.neuron.size()), most = visit->found + kFarScored;
+  for (int k = 0; k < size; ++k) {
+    const float before = k < record.known ? far.peak[k] : record.strayed;
+    if (margin + far.drift[k] + before < limit) continue;
+    const int32_t neuron = far.neuron[k];
+    if (std::find(visit->extras, const_cast<int32_t*>(extras_end), neuron) != extras_end || listed(*visit, neuron, 0))
+      continue;
+    if (visit->found == most) return false;
+    const int extra = record.extras + visit->fresh;
+    visit->scratch->place[visit->found] = extra < kFarBounds ? capacity_ + movers_max_ + extra : -1;
+    visit->fresh += extra < kFarBounds;
+    visit->scratch->index[visit->found++] = neuron;
+  }
+  return true;
+}
+
+// Readies a visit, and scores the sample's likely winners: false without a record, or with a NaN among the scores.
+bool Certificates::start(Visit* visit, int64_t sample) {
+  if (sample >= recorded_) return false;
+  visit->record = &records_[sample];
+  visit->slot = slot_of(*visit->record);
+  if (visit->slot < 0) return false;
+  const int winners = static_cast<int>(k_) + 1;
+  ScratchRow& scratch = *visit->scratch;
+  const size_t most = winners + capacity_ + movers_max_ + kFarBounds + kFarScored + 16;
+  if (scratch.index.size() < most) {
+    scratch.index.resize(most);
+    scratch.score.resize(most);
+    scratch.kept.resize(most);
+    scratch.place.resize(most);
+    scratch.order.resize(most);
+  }
+  visit->candidates = &candidates_[sample * capacity_];
+  visit->bounds = &bounds_[sample * capacity_];
+  visit->margins = &margins_[sample * (capacity_ / kBlock)];
+  visit->mover_bounds = &mover_bounds_[sample * movers_max_];
+  visit->extras = &extras_[sample * kFarBounds];
+  visit->extra_bounds = &extra_bounds_[sample * kFarBounds];
+  visit->hints = likely_ + sample * winners;
+  std::copy_n(visit->hints, winners, scratch.index.data());
+  std::fill_n(scratch.place.data(), winners, -1);
+  visit->found = winners;
+  return score(visit);
+}
+
+// What was scored gets its bound renewed, and the winners become the next visit's likely ones.
+void Certificates::renew(Visit* visit) const {
+  const ScratchRow& scratch = *visit->scratch;
+  const float threshold = visit->floor;
   int hinted = 0;
-  for (int i = 0; i < found; ++i) {
+  for (int i = 0; i < visit->found; ++i) {
     const int32_t place = scratch.place[i];
-    const float bound = static_cast<float>(score[i] - nearest(index[i]));
-    if (place >= capacity_) {
-      mover_bounds[place - capacity_] = bound;
+    const float bound = static_cast<float>(scratch.score[i] - nearest(scratch.index[i]));
+    if (place >= capacity_ + movers_max_) {
+      visit->extras[place - capacity_ - movers_max_] = scratch.index[i];
+      visit->extra_bounds[place - capacity_ - movers_max_] = bound;
+    } else if (place >= capacity_) {
+      visit->mover_bounds[place - capacity_] = bound;
     } else if (place >= 0) {
-      bounds[place] = bound;
+      visit->bounds[place] = bound;
     }
-    if (score[i] > exact) hints[hinted++] = index[i];
+    if (scratch.score[i] > threshold) visit->hints[hinted++] = scratch.index[i];
   }
-  for (int i = 0; i < found && hinted < winners; ++i)
-    if (score[i] == exact) hints[hinted++] = index[i];
-  record.last = exact;
-  *count = found;
-  *threshold = exact;
+  for (int i = 0; i < visit->found && hinted <= k_; ++i)
+    if (scratch.score[i] == threshold) visit->hints[hinted++] = scratch.index[i];
+  assert(hinted == k_ + 1);
+  visit->record->last = threshold;
+  visit->record->extras += visit->fresh;
+}
+
+bool Certificates::certify(int64_t sample, const float* x, const float* weight, ScratchRow& scratch, int* count,
+                           float* threshold) {
+  Visit visit{};
+  visit.x = x;
+  visit.weight = weight;
+  visit.scratch = &scratch;
+  if (!start(&visit, sample)) return false;
+  const Record& record = *visit.record;
+  const Snapshot& snapshot = snapshots_[visit.slot];
+  // The movers and the best candidates come first: where a likely winner has fallen back, they raise the bound.
+  examine(&visit, std::min(record.count, 2 * kBlock));
+  examine_movers(&visit);
+  if (!score(&visit)) return false;
+  // Then every block that the one inequality does not dismiss whole, and the far neurons, by the margins that are left.
+  const float least = need(record, snapshot, visit.floor);
+  int end = visit.examined;
+  while (end < record.count && !(visit.margins[end / kBlock] < least)) end += kBlock;
+  examine(&visit, std::min(end, static_cast<int>(record.count)));
+  examine_extras(&visit);
+  if (!score(&visit)) return false;
+  if (!examine_far(&visit) || !score(&visit)) return false;
+  // The bound has only risen since blocks and far neurons were dismissed, so those stay dismissed.
+  if (!(record.outside < need(record, snapshot, visit.floor))) return false;
+  assert(rest(visit) < need(record, snapshot, visit.floor));
+  renew(&visit);
+  scratch.scored += visit.found;
+  scratch.examined += visit.examined + snapshot.movers + record.extras;
+  *count = visit.found;
+  *threshold = visit.floor;
   return true;
 }
 
@@ -143,91 +229,6 @@ void Certificates::prefetch(int64_t sample, const float* weight) const {
   fetch(&candidates_[sample * capacity_], 4 * kBlock);
   fetch(&bounds_[sample * capacity_], 4 * kBlock);
   fetch(&mover_bounds_[sample * movers_max_], 4 * static_cast<int64_t>(movers_.size()));
-}
-
-void Certificates::record(int64_t sample, const int32_t* index, const float* score, int count, float threshold,
-                          ScratchRow& scratch) {
-  if (sample >= recorded_ || !active_ || newest_ < 0) return;
-  Record& record = records_[sample];
-  const int before = slot_of(record);
-  if (before < 0 && record.retry > epoch_) return;
-  if (before >= 0) --held_[before];
-  const Snapshot& snapshot = snapshots_[newest_];
-  record.snapshot = -1;
-  if (before >= 0) record.wait = 0;
-  record.wait = std::min(kRetry, 2 * record.wait + 1);  // unless this one comes about
-  record.retry = static_cast<int32_t>(epoch_) + record.wait;
-  float* mover_bounds = &mover_bounds_[sample * movers_max_];
-  // A mover that did not survive the scan scored at most g I - gap; its first visit replaces this by its score.
-  for (int z = 0; z < snapshot.movers; ++z)
-    mover_bounds[z] = round_up(static_cast<double>(mover_gaba_[z]) * threshold - gap_ - nearest(movers_[z]));
-
-  // Candidates in buckets of falling margin: enough order for blocks, without a sort.
-  constexpr int kBuckets = 128;
-  int size[kBuckets + 1] = {};
-  if (static_cast<int>(scratch.order.size()) < count) {
-    scratch.order.resize(count);
-    scratch.kept.resize(count + 16);
-  }
-  float* margin = scratch.order.data();
-  int32_t* bucket = scratch.kept.data();
-  float highest = -gap_;
-  int positive = 0;
-  for (int i = 0; i < count; ++i) {
-    margin[i] = score[i] - path_gaba_[2 * static_cast<int64_t>(index[i]) + 1] * threshold;
-    highest = margin[i] > highest ? margin[i] : highest;
-    positive += margin[i] >= 0;
-  }
-  if (positive > capacity_ / 2) return;
-  const int room = std::max(usual_, std::min(capacity_, 2 * positive / kBlock * kBlock));
-  const float scale = (kBuckets - 1) / (highest + gap_ + 1e-12f);
-  for (int i = 0; i < count; ++i) {
-    const int place = mover_place_[index[i]];
-    if (covers(snapshot, place)) {
-      mover_bounds[place] = static_cast<float>(score[i] - nearest(index[i]));
-      bucket[i] = -1;
-    } else if (!(margin[i] > -gap_)) {
-      bucket[i] = -1;
-    } else {
-      bucket[i] = static_cast<int>((highest - margin[i]) * scale);
-      ++size[bucket[i] + 1];
-    }
-  }
-  for (int b = 0; b < kBuckets; ++b) size[b + 1] += size[b];
-  int32_t* candidates = &candidates_[sample * capacity_];
-  float* bounds = &bounds_[sample * capacity_];
-  float* margins = &margins_[sample * (capacity_ / kBlock)];
-  const int kept = std::min(size[kBuckets], room);
-  for (int b = 0; b * kBlock < kept; ++b) margins[b] = -gap_;
-  float outside = -gap_;
-  for (int i = 0; i < count; ++i) {
-    if (bucket[i] < 0) continue;
-    const int at = size[bucket[i]]++;
-    if (at >= room) {
-      outside = std::max(outside, margin[i]);
-      continue;
-    }
-    candidates[at] = index[i];
-    bounds[at] = static_cast<float>(score[i] - nearest(index[i]));
-    margins[at / kBlock] = std::max(margins[at / kBlock], margin[i]);
-  }
-  for (int b = (kept + kBlock - 1) / kBlock - 2; b >= 0; --b) margins[b] = std::max(margins[b], margins[b + 1]);
-
-  if (!(outside < 0)) return;
-  if (room == usual_) {
-    ++made_;
-    if (size[kBuckets - 1] > room) {
-      ++overflowed_;
-      reach_ += static_cast<int64_t>(-outside * (1 << 30));
-    }
-  }
-  record.threshold = record.last = threshold;
-  record.outside = outside;
-  record.strayed = snapshot.delta;
-  record.count = kept;
-  record.snapshot = snapshot.id;
-  record.wait = 0;
-  ++held_[newest_];
 }
 
 }  // namespace ssd::cpu

@@ -112,7 +112,7 @@ void SdmlpTrainer::Impl::dense_output_gradient(int which) {
 
 void SdmlpTrainer::Impl::dense_update(int which, float scale, int64_t batch) {
   UpdateChunk& chunk = chunks[which];
-  chunk.delta = Certificates::Delta();
+  certificates.begin_moves(&chunk.delta);
   Products& part = range_products[which];
   std::fill(part.vw.begin(), part.vw.end(), 0.f);
   std::fill(part.vg.begin(), part.vg.end(), 0.0);
