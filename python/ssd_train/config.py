@@ -11,8 +11,11 @@ from typing import Any, Literal
 
 import yaml
 
-from .errors import BadInput, bad
+from .errors import BadInput, bad, reading
+from .sizes import read_text
 
+MAX_CONFIG = 1 << 20  # bytes of a YAML file of settings
+MAX_DEPTH = 20
 RECIPES = resources.files("ssd_train") / "recipes"
 
 
@@ -42,7 +45,7 @@ class TrainConfig:
     batch_size: int = _option(128, "B; the last smaller batch of an epoch is kept")
     lr: float = _option(0.05, "learning rate of SGD")
     momentum: float = _option(0.0, "momentum of SGD")
-    max_grad_norm: float | None = _option(1.0, "global norm that the gradient is clipped to; null: not clipped")
+    max_grad_norm: float | None = _option(1.0, "global norm that the gradient is clipped to; null or inf: not clipped")
     gaba_switch: float | str = _option("auto", "S; auto: 0.2 x epochs x samples of task 0; none: exact Top-K at once")
     alpha: float = _option(0.7, "weight of the cross entropy against the distillation (ssd)")
     lam: float = _option(0.1, "weight of the hidden against the logit distillation (ssd)")
@@ -79,10 +82,16 @@ class TrainConfig:
     eval_every: int | None = _option(None, "epochs between points of the curves; by default 5 points per task")
     probe_size: int = _option(512, "test samples whose winners the neuron heatmap shows; 0: no heatmap")
     plots: bool = _option(True, "draw the figures of the run")
-    checkpoint_seconds: float = _option(60.0, "seconds between checkpoints; one is also written after every task")
+    checkpoint_seconds: float | None = _option(60.0, "seconds between checkpoints, null or inf: none; one is also "
+                                                     "written after every task")  # fmt: skip
     out: str | None = _option(None, "output folder; by default runs/DATA-METHOD-TIME")
     resume: bool = _option(False, "continue what --out holds")
     overwrite: bool = _option(False, "replace the run that --out holds")
+
+    def __post_init__(self) -> None:
+        """Writes "no limit" as null, which JSON knows."""
+        self.max_grad_norm = None if self.max_grad_norm == math.inf else self.max_grad_norm
+        self.checkpoint_seconds = None if self.checkpoint_seconds == math.inf else self.checkpoint_seconds
 
 
 # Settings that may differ when a run is resumed: they say where and how it runs, not what it computes.
@@ -142,13 +151,32 @@ def from_dict(settings: dict[str, Any], source: str) -> TrainConfig:
     return TrainConfig(**settings)
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML of settings: values and lists of values. Aliases, which can stand for gigabytes, and depth are refused."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it uses aliases (*name)")
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"it is nested more than {MAX_DEPTH} deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
 def read_config(path: Path) -> dict[str, Any]:
-    """The settings in a run's config.yaml."""
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
-    if not isinstance(settings, dict):
+    """The settings in a run's config.yaml.
+
+    Raises:
+        BadInput: no such file, too large a one, no YAML, or YAML that is no plain mapping.
+    """
+    text = read_text(path, MAX_CONFIG)
+    with reading(path, "cannot be read as YAML"):
+        settings = yaml.load(text, _PlainLoader)
+    if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
         raise BadInput(f"{path}: expected a mapping of settings")
     return settings
 

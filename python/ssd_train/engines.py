@@ -173,7 +173,7 @@ class FusedEngine:
         """Trains on the task's rows in `order`; stops early when interrupted. Returns how many rows were used."""
         if interrupted():
             return 0
-        trainer, size = self.trainer, self.config.batch_size
+        trainer, size = self.trainer, min(self.config.batch_size, max(len(order), 1))
         terms = self.method.fused_terms(trainer)
         try:
             stats = self.native.train_epoch(

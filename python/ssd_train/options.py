@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import time
 import typing
@@ -37,6 +38,8 @@ def parse_run(argv: list[str], changed: dict[str, Any] | None = None) -> TrainCo
     if getattr(given, "resume", False) and saved is not None and saved.exists():
         base, recipe = {k: v for k, v in read_config(saved).items() if k != "out"}, None
     base |= changed or {}
+    if getattr(given, "resume", False) and saved is not None and "data" not in base and "data" not in given:
+        raise BadInput(f"{saved}: no such file, and no --data; a run is resumed from its config.yaml")
     try:
         parser.set_defaults(vars(parser.parse_object(base, defaults=False)))
     except (ArgumentError, KeyError, TypeError, ValueError) as error:
@@ -67,6 +70,10 @@ def parse(parser: ArgumentParser, argv: list[str], defaults: bool = True) -> Nam
     Raises:
         BadInput: in one line, the option, what was given and what is allowed.
     """
+    for word, following in itertools.pairwise([*argv, ""]):
+        path = Path(word.removeprefix("--config=") if word.startswith("--config=") else following)
+        if word.startswith("--config") and path.exists():
+            read_config(path)  # jsonargparse would expand aliases without end
     try:
         return parser.parse_args(_normalize(argv, parser), defaults=defaults)
     except ArgumentError as error:
@@ -74,7 +81,8 @@ def parse(parser: ArgumentParser, argv: list[str], defaults: bool = True) -> Nam
 
 
 def _normalize(argv: list[str], parser: ArgumentParser) -> list[str]:
-    """Accepts underscores in option names, and a switch without its `true`."""
+    """Accepts underscores in option names, a switch without its `true`, and `inf`, which YAML writes `.inf`."""
+    floats = {a.option_strings[0] for a in parser._actions if getattr(a, "_typehint", None) == float | None}
     switches = {a.option_strings[0] for a in parser._actions if getattr(a, "_typehint", None) is bool}
     result: list[str] = []
     for i, word in enumerate(argv):
@@ -82,6 +90,9 @@ def _normalize(argv: list[str], parser: ArgumentParser) -> list[str]:
         if name.startswith("--"):
             name = "--print_config" if name == "--print-config" else name
             name = name if name == "--print_config" else name.replace("_", "-")
+        of = name if equals else result[-1] if result else ""
+        if of in floats and (value if equals else word).lower().lstrip("+") in ("inf", "infinity"):
+            name, value = (name, ".inf") if equals else (".inf", value)
         result.append(name + equals + value)
         following = argv[i + 1].lower() if i + 1 < len(argv) else ""
         if name in switches and not equals and following not in ("true", "false", "yes", "no"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .checkpoint import write_atomic
 from .records import COLUMNS
 
 
@@ -22,10 +23,10 @@ def pyplot() -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Writes the figure under a temporary name first, so that a crash leaves no half picture."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format=path.suffix[1:], dpi=140)
-    os.replace(temporary, path)
+    """Writes the figure in one piece, so that a crash leaves no half picture."""
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:], dpi=140)
+    write_atomic(path, content.getvalue())
     pyplot().close(figure)
 
 

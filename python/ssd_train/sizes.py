@@ -49,6 +49,22 @@ def read_text(path: Path, largest: int) -> str:
         raise BadInput(f"{path}: not text in UTF-8 ({error.reason} at byte {error.start})") from None
 
 
+def check_header(path: Path, largest: int) -> None:
+    """Refuses a .safetensors file with a header that would take far more memory to parse than any real one.
+
+    Raises:
+        BadInput: no regular file, one too short for a header, or a header above `largest` bytes.
+    """
+    size = file_size(path)
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if size < 10 or length > min(size, largest):
+        raise BadInput(
+            f"{path}: not a whole .safetensors file: its header has {length} of the file's {size} bytes, "
+            f"allowed are {largest}; it is truncated, damaged or of another kind"
+        )
+
+
 def check_expansion(source: object, expanded: int, packed: int) -> None:
     """Refuses what expands to far more than any data do.
 
@@ -85,6 +101,11 @@ def memory_limit() -> int:
         except (OSError, ValueError):  # no such group, or `max`
             continue
     return min(limits)
+
+
+def cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gigabytes(size: int) -> str:

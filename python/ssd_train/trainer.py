@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,11 +15,12 @@ import ssd_kernels
 
 from . import __version__
 from .checkpoint import CheckpointFolder, write_tensors
-from .config import TrainConfig, as_dict, parse_gaba_switch
+from .config import FREE_ON_RESUME, TrainConfig, as_dict, parse_gaba_switch
 from .data import Dataset, make_tasks
 from .data.tasks import class_order
 from .distill import Teacher
 from .engines import make_engine
+from .errors import reading
 from .methods import METHODS, Method
 from .metrics import accuracy as metrics
 from .metrics import structure as analysis
@@ -28,6 +30,12 @@ from .records import COLUMNS, EpochSums, Interrupted, Progress
 from .validate import model_kind
 
 MAX_HEATMAP_NEURONS = 16_384
+
+
+def identity(config: TrainConfig, data: Dataset, seed: int) -> dict[str, Any]:
+    """What makes two runs the same: a checkpoint of one is the other's only where all of this agrees."""
+    fixed = {name: value for name, value in as_dict(config).items() if name not in FREE_ON_RESUME}
+    return {"version": __version__, "seed": seed, "data's SHA-256": data.sha256, **fixed}
 
 
 class Trainer:
@@ -42,6 +50,7 @@ class Trainer:
         self.tasks = make_tasks(data, self.order, config.classes_per_task)
         self.method = METHODS[config.method](config)
         self.stages = self.method.stages(self.tasks)
+        self.identity = identity(config, data, seed)
         self.progress, self.sums = Progress(seed), EpochSums()
         self.generator = torch.Generator().manual_seed(seed)
         self.epoch_order: Tensor | None = None
@@ -136,7 +145,8 @@ class Trainer:
         if progress.epoch % self.eval_every == 0 or progress.epoch == self.config.epochs:
             self._log_point()
         self.report(self)
-        if time.monotonic() - self.last_save >= self.config.checkpoint_seconds:
+        pause = self.config.checkpoint_seconds
+        if pause is not None and time.monotonic() - self.last_save >= pause:
             self.save()
 
     @property
@@ -227,18 +237,19 @@ class Trainer:
         """Writes a checkpoint."""
         self.progress.seconds["total"] += time.monotonic() - self.begin
         self.begin = time.monotonic()
-        state = {"config": as_dict(self.config), "version": __version__, "progress": asdict(self.progress),
+        state = {"run": self.identity, "config": as_dict(self.config), "progress": asdict(self.progress),
                  "sums": asdict(self.sums)}  # fmt: skip
         self.checkpoints.save(self.tensors(), state)
         self.last_save = time.monotonic()
 
     def _resume(self) -> None:
         """Takes the newest checkpoint's state, if there is one."""
-        found = self.checkpoints.load()
-        if found is None:
-            return
-        tensors, state = found
+        found = self.checkpoints.load(self.identity)
+        if found is not None:
+            with reading(self.checkpoints.folder, "its newest file does not hold the state of this run"):
+                self._restore(*found)
 
+    def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         def under(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
@@ -257,5 +268,5 @@ class Trainer:
         state = {"config": as_dict(self.config), "version": __version__, "seed": self.progress.seed,
                  "data": self.data.describe(), "order": self.order,
                  "gaba_switch": getattr(self.model, "gaba_switch", None)}  # fmt: skip
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
         write_tensors(self.folder / "model.safetensors", self.model.state_dict(), state)

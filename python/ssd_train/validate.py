@@ -13,7 +13,9 @@ from .config import TrainConfig, parse_gaba_switch, parse_seeds
 from .data import ALLOWED
 from .errors import BadInput, bad
 from .methods import METHODS
+from .sizes import check_memory, cores
 
+MAX_LAYERS = 100
 
 def check(config: TrainConfig) -> None:
     """Everything that can be said without the data.
@@ -30,7 +32,7 @@ def check(config: TrainConfig) -> None:
     models = METHODS[config.method].models
     need(config.model in (None, *models), "model", f"{' or '.join(models)} with --method {config.method}")
     need(config.neurons >= 1, "neurons", "1 or more")
-    need(config.layers >= 1, "layers", "1 or more")
+    need(1 <= config.layers <= MAX_LAYERS, "layers", f"1 .. {MAX_LAYERS}")
     if model_kind(config) == "sdmlp":
         need(1 <= config.k < config.neurons, "k", f"1 .. {config.neurons - 1} (below --neurons {config.neurons})")
         start = config.k_start is None or config.k <= config.k_start < config.neurons
@@ -60,17 +62,19 @@ def check(config: TrainConfig) -> None:
     need(config.pretrained is None or Path(config.pretrained).is_file(), "pretrained", "an existing model.safetensors")
     need(config.pretrained is None or model_kind(config) == "sdmlp", "pretrained", "null with a ReLU MLP")
     need(config.classes_per_task >= 1, "classes_per_task", "1 or more")
-    need(config.threads is None or config.threads >= 1, "threads", "1 or more")
+    most = 4 * cores()
+    need(config.threads is None or 1 <= config.threads <= most, "threads", f"1 .. {most} (4 x the cores at hand)")
     need(config.eval_every is None or config.eval_every >= 1, "eval_every", "1 or more")
     need(config.probe_size >= 0, "probe_size", "0 or more")
-    need(config.checkpoint_seconds >= 0, "checkpoint_seconds", "0 or more")
+    need(config.checkpoint_seconds is None or config.checkpoint_seconds >= 0, "checkpoint_seconds",
+         "0 or more, or null")  # fmt: skip
     need(config.backend in ("auto", "reference", "cpu", "triton", "cuda"), "backend",
          "auto, reference, cpu, triton or cuda")  # fmt: skip
     need(not (config.resume and config.out is None), "resume", "used together with --out, the folder to continue")
     need(not (config.resume and config.overwrite), "overwrite", "false together with --resume")
     parse_gaba_switch(config.gaba_switch)
     parse_seeds(config.seeds)
-    _check_device(config.device)
+    check_device(config.device)
     if model_kind(config) == "sdmlp":
         _check_backend(config)
 
@@ -85,7 +89,12 @@ def _check_backend(config: TrainConfig) -> None:
             raise BadInput(f"--backend: {error}") from None
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """Whether torch knows the device and sees it.
+
+    Raises:
+        BadInput: it does not.
+    """
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -94,6 +103,17 @@ def _check_device(name: str) -> None:
         raise bad("--device", name, "cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise bad("--device", name, f"a device that torch sees; it sees {torch.cuda.device_count()} CUDA devices")
+
+
+def check_size(config: TrainConfig, dim: int, classes: int) -> None:
+    """Whether the network fits the memory, before anything of it is made.
+
+    Raises:
+        BadInput: names --neurons and --layers, and the memory.
+    """
+    weights = config.neurons * (dim + (config.layers - 1) * config.neurons + classes)
+    size = 8 if config.dtype == "float64" else 4
+    check_memory(f"--neurons {config.neurons} --layers {config.layers}", weights * size)
 
 
 def model_kind(config: TrainConfig) -> str:

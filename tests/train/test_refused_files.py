@@ -73,7 +73,7 @@ def test_npz_headers_that_lie(tmp_path):
 def test_npz_archives_that_are_none(tmp_path):
     path = tmp_path / "data.npz"
     path.write_bytes(npy_bytes(ARRAYS["x_train"]))
-    refused(path, "one .npy array")
+    refused(path, "one .npy?")
     write_npz(path)
     content = bytearray(path.read_bytes())
     for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # the bit that says "encrypted", in both headers

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
 from .. import __version__
 from ..errors import BadInput
 from ..options import PRETRAINING, parse, parse_run, split_options
+from ..sizes import cores
+from .failures import report
 
 USAGE = """usage: ssd-train COMMAND [options]
 
@@ -31,7 +32,7 @@ SWEEP = "Trains every combination of settings with every seed. All options of `s
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command and returns its exit code; every expected error is one line on stderr."""
+    """Runs a command and returns its exit code; every error is one line on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
     commands = {"run": _run, "pretrain": _pretrain, "report": _report, "eval": _eval, "sweep": _sweep}
     commands |= {"embed": _embed, "pretrain-extractor": _pretrain_extractor, "paper": _paper}
@@ -45,15 +46,10 @@ def main(argv: list[str] | None = None) -> int:
         if argv[0] not in commands:
             raise BadInput(f"command: got {argv[0]!r}, allowed is {', '.join(commands)}")
         return commands[argv[0]](argv[1:])
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (BadInput, ArgumentError, OSError) as error:
-        print(f"ssd-train: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ssd-train: interrupted", file=sys.stderr)
-        return 130
+    except SystemExit:
+        raise
+    except BaseException as error:
+        return report(error)
 
 
 def _run(argv: list[str]) -> int:
@@ -175,6 +171,5 @@ def _pretrain_extractor(argv: list[str]) -> int:
 
 def _spread(workers: int | None, threads: int | None) -> tuple[int, int | None]:
     """Runs at a time, and threads of each: together the cores at hand unless told otherwise."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = cores if workers is None else workers
-    return workers, threads or (max(1, cores // workers) if workers > 0 else None)
+    workers = cores() if workers is None else workers
+    return workers, threads or (max(1, cores() // workers) if workers > 0 else None)

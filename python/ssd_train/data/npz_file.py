@@ -47,7 +47,7 @@ def _check_directory(path: Path) -> None:
         tail = file.read()
     at = tail.rfind(END)
     if at < 0 or len(tail) < at + 22:
-        raise BadInput(f"{path}: not a whole .npz file: it is truncated or of another kind (as one .npy array)")
+        raise BadInput(f"{path}: not a whole .npz file: it is truncated, damaged or of another kind (one .npy?)")
     length = int.from_bytes(tail[at + 12 : at + 16], "little")
     if length == 0xFFFFFFFF:
         far = tail.rfind(END64)

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from ..errors import BadInput, reading
-from ..sizes import file_size
+from ..sizes import check_header
 from .dataset import KEYS, Dataset, build, check_layout, file_sha256
 
 MAX_HEADER = 1 << 20
@@ -31,19 +31,3 @@ def load(path: Path) -> Dataset:
             arrays = {key: file.get_tensor(key) for key in KEYS}
             name = (file.metadata() or {}).get("name", path.stem)
     return build(name, file_sha256(path), arrays, str(path))
-
-
-def check_header(path: Path, largest: int) -> None:
-    """Refuses a header that would take far more memory to parse than any real one.
-
-    Raises:
-        BadInput: no regular file, one too short for a header, or a header above `largest` bytes.
-    """
-    size = file_size(path)
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-    if size < 10 or length > min(size, largest):
-        raise BadInput(
-            f"{path}: not a whole .safetensors file: its header has {length} of the file's {size} bytes, "
-            f"allowed are {largest}; it is truncated or of another kind"
-        )

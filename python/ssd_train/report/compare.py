@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from ..errors import printable
 from ..run import results
 
 METRICS = {"accuracy": "accuracy", "accuracy_taw": "task known", "bwt": "BWT", "forgetting": "forgetting", "fwt": "FWT"}
@@ -21,16 +23,16 @@ def compare(folders: list[Path], kind: str) -> int:
         print(json.dumps(rows, indent=1))
         return 0
     header = ["run", "data", "method", "model", "R", "K", "epochs", "KL", "estimator", "seeds", *METRICS.values()]
-    cells = [[_text(row[key]) for key in row] for row in rows]
+    cells = [[printable(_text(row[key])) for key in row] for row in rows]
     if kind == "markdown":
         print("| " + " | ".join(header) + " |")
         print("|" + "---|" * len(header))
         for line in cells:
-            print("| " + " | ".join(line) + " |")
+            print("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |")
         return 0
     table = Table(*header)
     for line in cells:
-        table.add_row(*line)
+        table.add_row(*map(escape, line))
     Console(width=None if Console().is_terminal else 200).print(table)
     return 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,37 +12,80 @@ import torch
 import ssd_kernels
 
 from .. import data as datasets
-from ..checkpoint import read_tensors
-from ..config import from_dict
-from ..errors import BadInput
+from ..checkpoint import read_state, read_tensors
+from ..config import TrainConfig, from_dict
+from ..errors import BadInput, bad, reading
 from ..methods import METHODS, Method
 from ..metrics import accuracy as metrics
 from ..model import SDMLP, build_model, predict
-from ..validate import model_kind
+from ..validate import check, check_device, model_kind
+from .folder import is_seed
 
 
 def load_model(path: Path, device: str = "cpu") -> tuple[torch.nn.Module, dict[str, Any]]:
-    """The network in a model.safetensors, and its metadata: config, seed, data, order of the classes."""
-    tensors, state = read_tensors(path)
+    """The network in a model.safetensors, and its metadata: config, seed, data, order of the classes.
+
+    Raises:
+        BadInput: the file is damaged, or its metadata and its tensors do not describe one network.
+    """
+    state, shapes = read_state(path)
     if "order" not in state or "data" not in state:
         raise BadInput(f"{path}: a checkpoint; expected a model.safetensors")
-    config = from_dict(state["config"], str(path))
-    if METHODS[config.method].predict is not Method.predict:
-        raise BadInput(f"{path}: {config.method} predicts with more than its network; its accuracy is in results.json")
-    model = build_model(
-        model_kind(config), dim=state["data"]["dim"], classes=state["data"]["classes"], neurons=config.neurons,
-        layers=config.layers, k=config.k, gaba_switch=state["gaba_switch"], backend="auto",
-        dtype=getattr(torch, config.dtype), device=device, topk=config.topk,
-    )  # fmt: skip
-    model.load_state_dict(tensors)
+    with reading(path, "its metadata describe no network"):
+        config = _checked(state, path)
+        if METHODS[config.method].predict is not Method.predict:
+            raise BadInput(f"{path}: {config.method} predicts with more than its network; "
+                           "its accuracy is in results.json")  # fmt: skip
+        data = state["data"]
+        settings = {
+            "dim": data["dim"], "classes": data["classes"], "neurons": config.neurons, "layers": config.layers,
+            "k": config.k, "gaba_switch": state["gaba_switch"], "backend": "auto",
+            "dtype": getattr(torch, config.dtype), "topk": config.topk,
+        }  # fmt: skip
+        with torch.device("meta"):  # sizes without memory
+            expected = build_model(model_kind(config), **settings, device="meta").state_dict()
+        for name in sorted(expected.keys() | shapes.keys()):
+            wanted = tuple(expected[name].shape) if name in expected else None
+            if shapes.get(name) != wanted:
+                raise BadInput(f"{path}: {name} has shape {shapes.get(name)}, its settings ask for {wanted}")
+        tensors, _ = read_tensors(path)
+        for name, tensor in tensors.items():
+            if tensor.dtype != expected[name].dtype or not torch.isfinite(tensor).all() or (
+                name.startswith("counts") and int(tensor.min()) < 0
+            ):
+                raise BadInput(f"{path}: {name} is not finite, negative or of type {tensor.dtype}; no training ends so")
+        model = build_model(model_kind(config), **settings, device=device)
+        model.load_state_dict(tensors)
     return model, state
+
+
+def _checked(state: dict[str, Any], path: Path) -> TrainConfig:
+    """The settings in a model's metadata, each checked as if it were typed."""
+    config = from_dict(state["config"], str(path))
+    if not isinstance(config.data, str | None):
+        raise BadInput(f"{path}: its data are {config.data!r}, allowed is a name")
+    here = {"device": "cpu", "backend": "auto", "pretrained": None, "resume": False, "data": config.data or "given"}
+    check(dataclasses.replace(config, **here))
+    if config.dtype not in ("float32", "float64"):
+        raise BadInput(f"{path}: its dtype is {config.dtype!r}, allowed is float32 or float64")
+    data, order, switch = state["data"], state["order"], state["gaba_switch"]
+    for name in ("dim", "classes"):
+        if type(data[name]) is not int or data[name] < 1:
+            raise BadInput(f"{path}: its {name} is {data[name]!r}, allowed is 1 or more")
+    if len(order) != data["classes"] or any(type(c) is not int for c in order) or sorted(order) != [*range(len(order))]:
+        raise BadInput(f"{path}: its order of classes is none of its {data['classes']} classes")
+    if switch is not None and not (type(switch) in (int, float) and math.isfinite(switch) and switch > 0):
+        raise BadInput(f"{path}: its gaba_switch is {switch!r}, allowed is a positive number or null")
+    return config
 
 
 def evaluate(path: Path, spec: str | None, device: str) -> int:
     """Prints the test accuracy of a model, or of each model of a run, over all classes and per task."""
+    check_device(device)
     paths = [path]
     if path.is_dir():
-        paths = sorted(path.glob("seed-*/model.safetensors"), key=lambda p: int(p.parent.name.removeprefix("seed-")))
+        found = [p for p in path.glob("seed-*/model.safetensors") if is_seed(p.parent.name)]
+        paths = sorted(found, key=lambda p: int(p.parent.name.removeprefix("seed-")))
     if not paths:
         raise BadInput(f"{path}: no seed-*/model.safetensors in it; expected the folder of a finished run")
     loaded: dict[str, datasets.Dataset] = {}
@@ -48,6 +93,8 @@ def evaluate(path: Path, spec: str | None, device: str) -> int:
     for file in paths:
         model, state = load_model(file, device)
         name = spec or state["config"]["data"]
+        if name is None:
+            raise bad("--data", spec, "the data to test on: this model was not trained from files")
         share = 0.0 if spec else state["config"].get("validation", 0.0)
         if name not in loaded:
             loaded[name] = datasets.load(name).held_out(share) if share else datasets.load(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import platform
 import shlex
 from importlib.metadata import PackageNotFoundError, version
@@ -17,12 +18,14 @@ from .. import __version__
 from ..checkpoint import write_atomic
 from ..config import TrainConfig, as_dict, parse_seeds
 from ..data import Dataset
-from ..errors import BadInput
+from ..errors import BadInput, reading
 from ..metrics import accuracy as metrics
 from ..pretrained import describe_pretraining
 from ..records import COLUMNS
+from ..sizes import read_text
 from ..trainer import Trainer
 
+MAX_RESULTS = 1 << 27  # bytes of a results.json
 SUMMARIZED = ("accuracy", "accuracy_taw", "bwt", "forgetting", "fwt")
 
 
@@ -132,15 +135,51 @@ def read(folder: Path) -> dict[str, Any]:
     """A run's results.json.
 
     Raises:
-        BadInput: there is none, or it is not one.
+        BadInput: there is none, it is not one, or an entry that reports print is missing or of another kind.
     """
     path = folder / "results.json" if folder.is_dir() else folder
     try:
-        results = json.loads(path.read_text())
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror}); expected the folder of a finished run") from None
-    except ValueError as error:
-        raise BadInput(f"{path}: not JSON ({error})") from None
+        text = read_text(path, MAX_RESULTS)
+    except BadInput as error:
+        raise BadInput(f"{error}; expected the folder of a finished run") from None
+    with reading(path, "not JSON"):
+        results = json.loads(text)
     if not isinstance(results, dict) or results.get("schema") != 1 or "runs" not in results:
         raise BadInput(f"{path}: expected results of ssd-train with schema 1")
+    for name, kind in SHAPE.items():
+        _need(_fits(results.get(name), kind), path, name, results.get(name))
+    for name in SUMMARIZED:
+        triple = results.get(name)
+        numbers = [triple.get("mean"), triple.get("std"), *triple["per_seed"]] if _fits(triple, TRIPLE) else [triple]
+        _need(all(n is None or _fits(n, float) for n in numbers), path, name, triple)
+    for index, run in enumerate(results["runs"]):
+        _need(_fits(run, RUN), path, f"runs[{index}]", run)
     return results
+
+
+TRIPLE = {"per_seed": list}
+RUN = {"seed": int, "accuracy_matrix": list}
+SHAPE: dict[str, Any] = {
+    "method": str,
+    "model": str,
+    "estimator": str,
+    "seeds": list,
+    "runs": list,
+    "data": {"name": str, "sha256": str, "dim": int, "classes": int},
+    "config": {"neurons": int, "k": int, "epochs": int, "kl": str, "data": str},
+    "environment": {},
+}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value of a JSON file is of that kind; a mapping needs the entries of `kind`, of their kinds."""
+    if isinstance(kind, dict):
+        return isinstance(value, dict) and all(_fits(value.get(name), inner) for name, inner in kind.items())
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _need(ok: bool, path: Path, name: str, value: Any) -> None:
+    if not ok:
+        raise BadInput(f"{path}: its entry {name!r} is {repr(value)[:80]}; the file is damaged or edited")

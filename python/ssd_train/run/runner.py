@@ -12,17 +12,17 @@ from tqdm import tqdm
 
 from .. import data as datasets
 from .. import plots
-from ..checkpoint import write_atomic
+from ..checkpoint import CheckpointFolder, write_atomic
 from ..config import FREE_ON_RESUME, TrainConfig, as_dict, dump, parse_seeds, read_config
 from ..data import Dataset
 from ..engines import fused_reason
 from ..errors import BadInput
 from ..pretrained import read_pretrained
 from ..records import COLUMNS, Interrupted
-from ..trainer import Trainer
-from ..validate import check
+from ..trainer import Trainer, identity
+from ..validate import check, check_size
 from . import results
-from .folder import StopSignals, claimed
+from .folder import Claim, StopSignals, claimed
 
 SMALL_WORK = 8_000_000  # multiply-adds of a layer's scores for one batch
 
@@ -65,17 +65,23 @@ def execute(config: TrainConfig, argv: list[str], stop: StopSignals, quiet: bool
     if config.validation:
         data = data.held_out(config.validation)
     datasets.make_tasks(data, datasets.tasks.class_order(data.classes, config.order), config.classes_per_task)
+    check_size(config, data.dim, data.classes)
     if config.pretrained is not None:
         read_pretrained(config, data.dim)
     _set_threads(config, data)
-    with claimed(Path(config.out), resume=config.resume, overwrite=config.overwrite) as out:
+    with claimed(Path(config.out), resume=config.resume, overwrite=config.overwrite) as claim:
+        out = claim.out
         _same_settings(config, out)
+        for seed in parse_seeds(config.seeds):
+            CheckpointFolder(out / f"seed-{seed}" / "checkpoint").check(identity(config, data, seed))
         write_atomic(out / "config.yaml", dump(config).encode())
-        trainers = _train(config, data, out, stop, quiet)
+        trainers = _train(config, data, claim, stop, quiet)
         summary = results.summary(config, data, trainers, argv)
+        claim.check()
         results.write(out, summary, trainers)
         if config.plots:
             draw(summary, trainers, out / "plots")
+        claim.check()
     return summary
 
 
@@ -101,11 +107,12 @@ def _same_settings(config: TrainConfig, out: Path) -> None:
             raise BadInput(f"{option}: got {now[name]!r}, allowed is {allowed}")
 
 
-def _train(config: TrainConfig, data: Dataset, out: Path, stop: StopSignals, quiet: bool) -> list[Trainer]:
+def _train(config: TrainConfig, data: Dataset, claim: Claim, stop: StopSignals, quiet: bool) -> list[Trainer]:
     seeds = parse_seeds(config.seeds)
     with tqdm(unit="epoch", disable=quiet or not sys.stderr.isatty(), dynamic_ncols=True) as bar:
 
         def report(trainer: Trainer) -> None:
+            claim.check()
             progress = trainer.progress
             done = progress.stage * config.epochs + progress.epoch
             bar.total = len(seeds) * len(trainer.stages) * config.epochs
@@ -117,7 +124,7 @@ def _train(config: TrainConfig, data: Dataset, out: Path, stop: StopSignals, qui
 
         trainers = []
         for seed in seeds:
-            trainer = Trainer(config, data, seed, out / f"seed-{seed}", interrupted=stop, report=report)
+            trainer = Trainer(config, data, seed, claim.out / f"seed-{seed}", interrupted=stop, report=report)
             if config.engine != trainer.engine.name and not trainers and not quiet:
                 reason = fused_reason(config, trainer.model, trainer.method)
                 bar.write(f"engine: {trainer.engine.name} (the fused engine does not apply: {reason})", file=sys.stdout)
