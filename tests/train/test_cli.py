@@ -323,7 +323,7 @@ def test_quiet_when_not_a_terminal(tmp_path):
 
 def test_diverging_loss_is_one_line(capsys, tmp_path):
     argv = ["run", *TINY, "--method", "finetune", "--lr", "1e30", "--max-grad-norm", "null", "--engine", "autograd"]
-    refused(capsys, [*argv, "--out", str(tmp_path / "run")], ["loss", "--lr"])
+    refused(capsys, [*argv, "--out", str(tmp_path / "run")], ["cross-entropy", "--lr"])
 
 
 @pytest.mark.parametrize(
