@@ -3,8 +3,8 @@
     python tests/stress_engine.py [--count 400] [--seed 0] [--levels generic avx2 ...] [--seconds S]
 
 Each configuration is trained twice, with scan="auto" and scan="exhaustive", through several tasks, and compared after
-every epoch: weights, counters and statistics. What it is made of is printed where it fails; `--only N` runs it again. By
-default all instruction sets of the processor are run, `count` configurations each. `test_stress_engine.py` runs a few.
+every epoch: weights, counters and statistics. What it is made of is printed where it fails; `--only N` runs it again.
+By default all instruction sets of the processor are run, `count` configurations each.
 """
 
 from __future__ import annotations
@@ -190,7 +190,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    numbers = [arguments.only] if arguments.only is not None else range(arguments.seed, arguments.seed + arguments.count)
+    numbers = range(arguments.seed, arguments.seed + arguments.count)
+    if arguments.only is not None:
+        numbers = range(arguments.only, arguments.only + 1)
     begin, failed = time.monotonic(), 0
     for level in arguments.levels:
         os.environ["SSD_SIMD"] = level
