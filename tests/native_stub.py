@@ -1,18 +1,24 @@
 """Writes the stub of a native module from the signatures that pybind11 puts into its docstrings.
 
-    python tests/native_stub.py [_cpu|_cuda]    writes ssd_kernels/_cpu.pyi of this checkout from the installed module
+    python tests/native_stub.py _cpu     writes ssd_kernels/_cpu.pyi of this checkout from the installed module
+    python tests/native_stub.py _cuda    likewise; its bindings are compiled here, without CUDA and without a kernel
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
+import importlib.util
+import os
 import re
+import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 from types import ModuleType
 
-STUBS = Path(__file__).resolve().parents[1] / "ssd_kernels"
+ROOT = Path(__file__).resolve().parents[1]
 
 # What pybind11 3 accepts for an argument is written as what callers pass.
 PLAIN = {
@@ -41,6 +47,33 @@ def stub(module: ModuleType) -> str:
     head += '\nWritten and checked by tests/native_stub.py; what the arguments are stands in csrc/bindings."""\n'
     body = "\n".join([*constants, *([""] if constants else []), *functions, *classes]) + "\n"
     return "\n".join([head, *(["from typing import Any", ""] if "Any" in body else []), body])
+
+
+def cuda_bindings(folder: Path) -> ModuleType:
+    """The module _cuda without its launchers: it can be looked at, and called it would find nothing."""
+    import pybind11
+
+    sources = sorted(map(str, (ROOT / "csrc" / "bindings").glob("cuda*.cpp")))
+    library = folder / "_cuda.so"
+    includes = [f"-I{path}" for path in (ROOT / "csrc" / "include", pybind11.get_include(), _python_headers())]
+    compiler = os.environ.get("CXX", "c++")
+    subprocess.run([compiler, "-std=c++17", "-O0", "-shared", "-fPIC", "-fvisibility=hidden", "-Wl,-z,lazy", *includes,
+                    *sources, "-o", str(library)], check=True)  # fmt: skip
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(os.RTLD_LAZY)
+    try:
+        loader = importlib.machinery.ExtensionFileLoader("ssd_kernels._cuda", str(library))
+        module = importlib.util.module_from_spec(importlib.util.spec_from_loader("ssd_kernels._cuda", loader))
+        loader.exec_module(module)
+    finally:
+        sys.setdlopenflags(flags)
+    return module
+
+
+def _python_headers() -> str:
+    import sysconfig
+
+    return sysconfig.get_paths()["include"]
 
 
 def _members(value: type) -> list[str]:
@@ -84,5 +117,7 @@ def _plain(text: str) -> str:
 if __name__ == "__main__":
     import torch  # noqa: F401  the native core shares the OpenMP runtime that torch has loaded
 
-    for name in sys.argv[1:] or ["_cpu"]:
-        (STUBS / f"{name}.pyi").write_text(stub(importlib.import_module(f"ssd_kernels.{name}")))
+    for name in sys.argv[1:]:
+        with tempfile.TemporaryDirectory() as folder:
+            module = cuda_bindings(Path(folder)) if name == "_cuda" else importlib.import_module(f"ssd_kernels.{name}")
+            (ROOT / "ssd_kernels" / f"{name}.pyi").write_text(stub(module))
