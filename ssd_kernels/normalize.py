@@ -1,4 +1,4 @@
-"""What an SDMLP layer does to its input: relu first, then the norm (algorithm.md, section 1)."""
+"""What an SDMLP layer does to its input: relu first, then the norm (arXiv 2303.11934)."""
 
 from __future__ import annotations
 

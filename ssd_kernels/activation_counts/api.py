@@ -11,7 +11,7 @@ from . import ops  # noqa: F401  registers the operations
 
 
 def activation_counts(activations: Tensor | TopK | Rows, neurons: int, *, backend: Backend = "auto") -> Tensor:
-    """How often each neuron is active: n_j = number of samples with h_j > 0 (algorithm.md, section 5).
+    """How often each neuron is active: n_j = number of samples with h_j > 0 (arXiv 2512.15267).
 
     Args:
         activations: (..., R) float, or TopK, or Rows; entries that are 0, negative or NaN do not count.

@@ -47,7 +47,7 @@ def distill_loss(
     old_classes: Tensor | None = None,
     backend: Backend = "auto",
 ) -> DistillLoss:
-    """The SSD loss: alpha CE + (1 - alpha) [lam KD_hidden + (1 - lam) KD_logits] (algorithm.md, section 5).
+    """The SSD loss: alpha CE + (1 - alpha) [lam KD_hidden + (1 - lam) KD_logits] (arXiv 2512.15267).
 
     KD is T^2 KL(softmax(q/T) || softmax(z/T)), the mean over the batch, z student and q teacher (kl="forward", the
     paper's Eq. 9; "reverse" swaps them, Eq. 2-3). KD_hidden is over the selected units h[J] of each hidden layer, in
@@ -124,7 +124,7 @@ def distill_hidden(
 ) -> Tensor:
     """KD_hidden of one layer alone: T^2 KL(softmax(q/T) || softmax(z/T)) over the selected units, z student, q teacher.
 
-    The mean over the batch, as in distill_loss (algorithm.md, section 5): float64 inside, O(active) for sparse
+    The mean over the batch, as in distill_loss (arXiv 2512.15267): float64 inside, O(active) for sparse
     activations, 0 for an empty batch. The teacher receives no gradient.
 
     Args:

@@ -1,4 +1,4 @@
-"""The specification of the SSD loss in plain torch, computed in float64 (algorithm.md, section 5)."""
+"""The specification of the SSD loss in plain torch, computed in float64 (arXiv 2512.15267)."""
 
 from __future__ import annotations
 

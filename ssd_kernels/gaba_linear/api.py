@@ -49,7 +49,7 @@ def gaba_linear(
     """SDMLP layer with GABA inhibition: s = x W^T, a = relu(s), h_j = relu(a_j - g_j I).
 
     I is the (K+1)-th largest a of the sample and carries no gradient. g = -1 excites every neuron, g = 0 is plain
-    relu, g = 1 is exact Top-K with the threshold subtracted (algorithm.md, section 1). x is used as given; see
+    relu, g = 1 is exact Top-K with the threshold subtracted (arXiv 2303.11934). x is used as given; see
     `normalize_inputs`. The gradient passes where h > 0 and nowhere else. NaN sorts as largest; a sample with a NaN
     among its K + 1 largest has NaN activations.
 

@@ -1,4 +1,4 @@
-"""The specification of the engine: algorithm.md, sections 1 to 3 and 5, in dense plain torch, for any float dtype."""
+"""The specification of the engine: its README's formulas in dense plain torch, for any float dtype."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class ReferenceTrainer:
         stats.steps += 1
 
     def _update(self, grad_weight: Tensor, grad_output: Tensor, scale: float) -> None:
-        """Clip, SGD, and the projection of algorithm.md, section 2."""
+        """Clip, SGD, and the projection."""
         for index, (parameter, gradient) in enumerate(((self.weight, grad_weight), (self.output_weight, grad_output))):
             gradient = gradient * scale
             if self.velocity is not None:

@@ -12,7 +12,7 @@ from .._types import Divergence
 
 @dataclass(frozen=True)
 class Settings:
-    """The engine's constants, in the letters of algorithm.md."""
+    """The engine's constants, in the letters of the README."""
 
     k: int
     gaba_switch: float | None
@@ -27,7 +27,7 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """A frozen model's outputs on the samples of a task, evaluated once (algorithm.md, section 5).
+    """A frozen model's outputs on the samples of a task, evaluated once (arXiv 2512.15267).
 
     Attributes:
         logits: (N, C) float, the teacher's logits.

@@ -26,7 +26,7 @@ def sparse_update_(
     """SGD and projection on the touched rows, in place: w - lr * scale * grad, clamped at 0, divided by its norm.
 
     With plain SGD a row without a gradient does not move, and projecting a projected row changes nothing but
-    rounding, so this is the dense step of algorithm.md, sections 2 and 3, at the cost of the touched rows. A row
+    rounding, so this is the dense step of the SDMLP, at the cost of the touched rows. A row
     whose norm is below 1e-12 (all zeros after the clamp) is divided by 1e-12 instead.
 
     Args:

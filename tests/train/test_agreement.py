@@ -1,6 +1,6 @@
 """200 training steps of the real trainer against a dense fp64 oracle: within twice the error of the same in fp32.
 
-The oracle is algorithm.md once more, without any operation of the package: all neurons are scored, all rows are
+The oracle is the algorithm once more, without any operation of the package: all neurons are scored, all rows are
 updated and projected, and autograd differentiates.
 """
 

@@ -1,4 +1,4 @@
-// One row's outputs, losses and their gradients (algorithm.md section 5): cross-entropy, logit distillation and
+// One row's outputs, losses and their gradients (arXiv 2512.15267): cross-entropy, logit distillation and
 // hidden distillation over the union of the student's and the teacher's active units, all normalisers in fp64.
 #include <algorithm>
 #include <cmath>

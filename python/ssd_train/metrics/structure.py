@@ -1,4 +1,4 @@
-"""Structural metrics (algorithm.md, section 7): what the hidden layer does, seen on a fixed probe set."""
+"""Structural metrics (arXiv 2512.15267): what the hidden layer does, seen on a fixed probe set."""
 
 from __future__ import annotations
 
