@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 LONGEST = 300  # characters of another library's message
 
@@ -27,6 +29,13 @@ def printable(text: str) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode() if character != "\xa0" else " "
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Prints text that may hold names from outside: nothing in it steers the terminal, nothing cannot be encoded."""
+    file = sys.stdout if file is None else file
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=file)
 
 
 def reason(error: BaseException) -> str:

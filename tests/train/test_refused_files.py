@@ -5,19 +5,22 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 import struct
 import warnings
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+import ssd_train
 import torch
 from numpy.lib import format as npy
 from PIL import Image
 from safetensors.torch import save_file
 from ssd_train import data, sizes
-from ssd_train.errors import BadInput, printable, reading
+from ssd_train.errors import BadInput, printable, reading, say
 
 ARRAYS = {
     "x_train": np.random.default_rng(0).random((60, 8), dtype=np.float32),
@@ -241,3 +244,18 @@ def test_any_failure_of_a_decoder_names_the_file(error):
     with pytest.raises(BadInput, match=r"^folder/file: ") as caught, reading("folder/file", "not whole"):
         raise error
     assert len(str(caught.value)) < 500
+
+
+def test_all_that_is_printed_is_safe_for_a_terminal(capsys):
+    """One function prints, and it writes control characters out; rich's table has its cells written out."""
+    root = Path(ssd_train.__file__).parent
+    found = [f"{path.name}: {line.strip()}" for path in root.rglob("*.py") for line in path.read_text().splitlines()
+             if re.search(r"(?<![\w.])print\(|\.print\(|stdout\.write|stderr\.write", line)]  # fmt: skip
+    assert len(found) == 2 and found[0].split(":")[0] != found[1].split(":")[0], found
+    assert {line.split(":")[0] for line in found} == {"errors.py", "compare.py"}
+    say("a\x1b[31m\x07\n\tb")
+    assert capsys.readouterr().out == "a\\x1b[31m\\x07\n\tb\n"
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    say("Größe", file=ascii_only)
+    ascii_only.flush()
+    assert ascii_only.buffer.getvalue() == b"Gr\\xf6\\xdfe\n"

@@ -14,7 +14,7 @@ import sys
 import traceback
 from types import FrameType
 
-from ..errors import BadInput, printable, reason
+from ..errors import BadInput, reason, say
 
 FAULTS = (TypeError, AttributeError, LookupError, NameError, AssertionError)
 NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "failed to map segment")
@@ -56,7 +56,7 @@ def report(error: BaseException) -> int:
     if sys.flags.dev_mode:
         traceback.print_exception(error)
     beginning = "" if isinstance(error, KeyboardInterrupt) else "error: "
-    print("ssd-train: " + beginning + printable(line), file=sys.stderr)
+    say("ssd-train: " + beginning + line, file=sys.stderr)
     return code
 
 

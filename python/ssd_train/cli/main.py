@@ -8,7 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from .. import __version__
-from ..errors import BadInput
+from ..errors import BadInput, say
 from ..options import PRETRAINING, parse, parse_run, split_options
 from ..sizes import cores
 from .failures import report
@@ -38,10 +38,10 @@ def main(argv: list[str] | None = None) -> int:
     commands |= {"embed": _embed, "pretrain-extractor": _pretrain_extractor, "paper": _paper}
     try:
         if not argv or argv[0] in ("-h", "--help"):
-            print(USAGE)
+            say(USAGE)
             return 0 if argv else 2
         if argv[0] == "--version":
-            print(__version__)
+            say(__version__)
             return 0
         if argv[0] not in commands:
             raise BadInput(f"command: got {argv[0]!r}, allowed is {', '.join(commands)}")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from .. import data as datasets
 from ..checkpoint import read_tensors, write_atomic, write_tensors
 from ..data.dataset import file_sha256
-from ..errors import BadInput, bad
+from ..errors import BadInput, bad, say
 from ..run.folder import StopSignals
 from .convmixer import from_state, shape_of
 
@@ -57,7 +57,7 @@ def embed(spec: str, extractor: str, weights: str | None, out: Path, batch_size:
 
             done = _in_parts(x, compute, out.with_name(f".{out.name}.{split}.part"), label, split, stop)
             if done is None:
-                print("ssd-train: interrupted, the parts are saved; the same command continues", file=sys.stderr)
+                say("ssd-train: interrupted, the parts are saved; the same command continues", file=sys.stderr)
                 return 128 + stop.received
             arrays[f"x_{split}"] = done
     metadata = {"name": data.name, "extractor": described, "source": data.sha256}
@@ -65,7 +65,7 @@ def embed(spec: str, extractor: str, weights: str | None, out: Path, batch_size:
     for split in ("train", "test"):
         out.with_name(f".{out.name}.{split}.part").unlink(missing_ok=True)
     width = arrays["x_train"].shape[1]
-    print(f"{data.name}: {len(data.x_train)} + {len(data.x_test)} embeddings of {width} values, written to {out}")
+    say(f"{data.name}: {len(data.x_train)} + {len(data.x_test)} embeddings of {width} values, written to {out}")
     return 0
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .. import data as datasets
 from ..checkpoint import CheckpointFolder, write_atomic
 from ..data import Dataset
-from ..errors import BadInput, bad
+from ..errors import BadInput, bad, say
 from ..run.folder import StopSignals, claimed
 from .convmixer import ConvMixer, shape_of
 
@@ -139,7 +139,7 @@ def pretrain_extractor(config: ExtractorConfig, out: Path, resume: bool, overwri
         with tqdm(total=config.epochs, initial=trainer.epoch, unit="epoch", disable=not sys.stderr.isatty()) as bar:
             while trainer.epoch < config.epochs:
                 if stop():
-                    print(f"ssd-train: interrupted, state saved; --resume --out {out} continues", file=sys.stderr)
+                    say(f"ssd-train: interrupted, state saved; --resume --out {out} continues", file=sys.stderr)
                     return 128 + stop.received
                 bar.set_postfix(loss=f"{trainer.train_epoch():.4f}")
                 trainer.save()
@@ -147,6 +147,6 @@ def pretrain_extractor(config: ExtractorConfig, out: Path, resume: bool, overwri
         accuracy = trainer.accuracy()
         described = {"extractor": shape_of(trainer.model), "data": data.name, "accuracy": f"{accuracy:.4f}"}
         write_atomic(out / "extractor.safetensors", save(trainer.model.state_dict(), described))
-    print(f"{described['extractor']} on {data.name}: test accuracy {accuracy:.4f} after {config.epochs} epochs")
-    print(f"written to {out / 'extractor.safetensors'}")
+    say(f"{described['extractor']} on {data.name}: test accuracy {accuracy:.4f} after {config.epochs} epochs")
+    say(f"written to {out / 'extractor.safetensors'}")
     return 0

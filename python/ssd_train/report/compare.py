@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..errors import printable
+from ..errors import printable, say
 from ..run import results
 
 METRICS = {"accuracy": "accuracy", "accuracy_taw": "task known", "bwt": "BWT", "forgetting": "forgetting", "fwt": "FWT"}
@@ -20,15 +20,15 @@ def compare(folders: list[Path], kind: str) -> int:
     """Prints one line per run: what was trained, and each metric as mean +- standard deviation over its seeds."""
     rows = [_row(folder, results.read(folder)) for folder in folders]
     if kind == "json":
-        print(json.dumps(rows, indent=1))
+        say(json.dumps(rows, indent=1))
         return 0
     header = ["run", "data", "method", "model", "R", "K", "epochs", "KL", "estimator", "seeds", *METRICS.values()]
     cells = [[printable(_text(row[key])) for key in row] for row in rows]
     if kind == "markdown":
-        print("| " + " | ".join(header) + " |")
-        print("|" + "---|" * len(header))
+        say("| " + " | ".join(header) + " |")
+        say("|" + "---|" * len(header))
         for line in cells:
-            print("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |")
+            say("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |")
         return 0
     table = Table(*header)
     for line in cells:

@@ -12,7 +12,7 @@ from ssd_kernels import _source
 from .. import data as datasets
 from ..checkpoint import read_tensors, write_atomic
 from ..config import TrainConfig, parse_seeds
-from ..errors import bad
+from ..errors import bad, say
 from ..jobs.job import make_job
 from ..jobs.schedule import run_all
 from ..metrics import accuracy as metrics
@@ -53,7 +53,7 @@ def paper(name: str, data: list[str], seeds: str, out: Path, overrides: dict[str
     try:
         found = run_all([job for _, _, jobs in plan for job in jobs], workers)
     except Interrupted as stop:
-        print("ssd-train: interrupted, every run's state is saved; the same command continues", file=sys.stderr)
+        say("ssd-train: interrupted, every run's state is saved; the same command continues", file=sys.stderr)
         return 128 + stop.args[0]
     trained, position = [], 0
     for cell, column, jobs in plan:
@@ -66,8 +66,8 @@ def paper(name: str, data: list[str], seeds: str, out: Path, overrides: dict[str
     write_atomic(out / f"{name}.md", text.encode())
     if experiment.kind != "table":
         figures.draw(experiment.kind, title, trained, out / name)
-    print(text)
-    print(f"written to {out / name}.*")
+    say(text)
+    say(f"written to {out / name}.*")
     return 0
 
 

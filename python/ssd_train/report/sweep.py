@@ -11,7 +11,7 @@ from typing import Any
 
 from ..checkpoint import write_atomic
 from ..config import TrainConfig, as_dict, parse_seeds
-from ..errors import BadInput, bad
+from ..errors import BadInput, bad, say
 from ..jobs.job import make_job
 from ..jobs.schedule import run_all
 from ..metrics import accuracy as metrics
@@ -90,7 +90,7 @@ def sweep(base: TrainConfig, vary: list[str], mode: str, samples: int, sample_se
     try:
         found = run_all([job for jobs in plan for job in jobs], workers, scheduler)
     except Interrupted as stop:
-        print("ssd-train: interrupted, every run's state is saved; the same command continues", file=sys.stderr)
+        say("ssd-train: interrupted, every run's state is saved; the same command continues", file=sys.stderr)
         return 128 + stop.args[0]
     rows = []
     for i, changed in enumerate(tried):
@@ -102,8 +102,8 @@ def sweep(base: TrainConfig, vary: list[str], mode: str, samples: int, sample_se
     document = {"title": f"sweep of {base.method}", "mode": mode, "config": settings, "rows": rows}
     write_atomic(out / "sweep.json", (json.dumps(document, indent=1) + "\n").encode())
     write_atomic(out / "sweep.md", text.encode())
-    print(text)
-    print(f"written to {out / 'sweep'}.*")
+    say(text)
+    say(f"written to {out / 'sweep'}.*")
     return 0
 
 

@@ -14,7 +14,7 @@ import ssd_kernels
 from .. import data as datasets
 from ..checkpoint import read_state, read_tensors
 from ..config import TrainConfig, from_dict
-from ..errors import BadInput, bad, reading
+from ..errors import BadInput, bad, reading, say
 from ..methods import METHODS, Method
 from ..metrics import accuracy as metrics
 from ..model import SDMLP, build_model, predict
@@ -65,7 +65,10 @@ def _checked(state: dict[str, Any], path: Path) -> TrainConfig:
     if not isinstance(config.data, str | None):
         raise BadInput(f"{path}: its data are {config.data!r}, allowed is a name")
     here = {"device": "cpu", "backend": "auto", "pretrained": None, "resume": False, "data": config.data or "given"}
-    check(dataclasses.replace(config, **here))
+    try:
+        check(dataclasses.replace(config, **here))
+    except BadInput as error:
+        raise BadInput(f"{path}: its settings: {error}") from None
     if config.dtype not in ("float32", "float64"):
         raise BadInput(f"{path}: its dtype is {config.dtype!r}, allowed is float32 or float64")
     data, order, switch = state["data"], state["order"], state["gaba_switch"]
@@ -106,7 +109,7 @@ def evaluate(path: Path, spec: str | None, device: str) -> int:
         values.append(_print_one(file, model, state, data))
     if len(values) > 1:
         triple = metrics.triple(values)
-        print(f"mean accuracy {triple['mean']:.4f} +- {triple['std']:.4f} over {len(values)} seeds")
+        say(f"mean accuracy {triple['mean']:.4f} +- {triple['std']:.4f} over {len(values)} seeds")
     return 0
 
 
@@ -121,7 +124,7 @@ def _print_one(file: Path, model: torch.nn.Module, state: dict[str, Any], data: 
     sizes = [len(r) for r in tasks.test]
     total = metrics.weighted(tag, sizes)
     known = metrics.weighted(taw, sizes)
-    print(f"{file}: accuracy {total:.4f}, task known {known:.4f} on {data.name} ({data.sha256[:12]})")
+    say(f"{file}: accuracy {total:.4f}, task known {known:.4f} on {data.name} ({data.sha256[:12]})")
     if len(tag) <= 20:
-        print("  per task " + " ".join("-" if a is None else f"{a:.3f}" for a in tag))
+        say("  per task " + " ".join("-" if a is None else f"{a:.3f}" for a in tag))
     return total

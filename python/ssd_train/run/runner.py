@@ -16,7 +16,7 @@ from ..checkpoint import CheckpointFolder, write_atomic
 from ..config import FREE_ON_RESUME, TrainConfig, as_dict, dump, parse_seeds, read_config
 from ..data import Dataset
 from ..engines import fused_reason
-from ..errors import BadInput
+from ..errors import BadInput, say
 from ..pretrained import read_pretrained
 from ..records import COLUMNS, Interrupted
 from ..trainer import Trainer, identity
@@ -46,10 +46,10 @@ def run(config: TrainConfig, argv: list[str]) -> int:
             summary = execute(config, argv, stop)
         except Interrupted:
             again = f"ssd-train run --resume --out {config.out}"
-            print(f"ssd-train: interrupted, state saved; continue with: {again}", file=sys.stderr)
+            say(f"ssd-train: interrupted, state saved; continue with: {again}", file=sys.stderr)
             return 128 + stop.received
     print_summary(summary)
-    print(f"written to {config.out}")
+    say(f"written to {config.out}")
     return 0
 
 
@@ -157,20 +157,20 @@ def number(value: float | None) -> str:
 def print_summary(summary: dict[str, Any]) -> None:
     """Accuracy, BWT and the accuracy matrix, as the README shows them."""
     config, data = summary["config"], summary["data"]
-    print(f"{summary['method']} on {data['name']}: {summary['model']}, R {config['neurons']}, K {config['k']}, "
+    say(f"{summary['method']} on {data['name']}: {summary['model']}, R {config['neurons']}, K {config['k']}, "
           f"{config['epochs']} epochs per task, seeds {', '.join(map(str, summary['seeds']))}")  # fmt: skip
     for key, label in LABELS.items():
         triple = summary[key]
         spread = "" if triple["std"] is None else f" +- {triple['std']:.4f}"
-        print(f"  {label:22s}{number(triple['mean'])}{spread}")
+        say(f"  {label:22s}{number(triple['mean'])}{spread}")
     runs = summary["runs"]
     if summary["environment"]["engine"] == "fused":
-        print(f"  {'rows certified':22s}{certified_share(runs):.1%}")
+        say(f"  {'rows certified':22s}{certified_share(runs):.1%}")
     tasks = len(runs[0]["accuracy_matrix"])
     if tasks > 20:
         return
-    print("  accuracy on task (column) after task (row)" + (", mean over seeds" if len(runs) > 1 else ""))
+    say("  accuracy on task (column) after task (row)" + (", mean over seeds" if len(runs) > 1 else ""))
     for t in range(tasks):
         cells = [[run["accuracy_matrix"][t][i] for run in runs] for i in range(t + 1)]
         shown = ["   -  " if None in c else f"{sum(c) / len(c):6.3f}" for c in cells]
-        print(f"    {t:2d} " + " ".join(shown))
+        say(f"    {t:2d} " + " ".join(shown))
