@@ -22,12 +22,12 @@ _OFFSETS, _INDEX, _ORDER = 1, 2, 3  # ssd::cpu::RowsFault
 
 def is_integer(value: object) -> bool:
     """Whether it is a whole number; True and False are not."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return isinstance(value, int | numbers.Integral | torch.SymInt) and not isinstance(value, bool)
 
 
 def is_real(value: object) -> TypeGuard[float]:
     """Whether it is a number; True and False are not."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return isinstance(value, float | int | numbers.Real) and not isinstance(value, bool)
 
 
 def as_float32(value: float) -> float:
@@ -48,6 +48,30 @@ def dense(name: str, tensor: object) -> None:
     if tensor.dtype not in FLOATS:
         known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
         raise ValueError(f"{name} must be floating point ({known}), got {tensor.dtype} {tuple(tensor.shape)}")
+
+
+def integers(name: str, tensor: object, dtype: torch.dtype, shape: str) -> None:
+    """Refuses what is not a dense vector of this integer dtype; `shape` says how its length is called.
+
+    Raises:
+        ValueError: it is another object, sparse, of another dtype or no vector.
+    """
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+    if tensor.layout != torch.strided or tensor.dtype != dtype or tensor.dim() != 1:
+        wanted = str(dtype).removeprefix("torch.")
+        layout = "" if tensor.layout == torch.strided else f"{tensor.layout} "
+        raise ValueError(f"{name} must be {wanted} {shape}, got {layout}{tensor.dtype} {tuple(tensor.shape)}")
+
+
+def on_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    """Refuses a tensor that is elsewhere.
+
+    Raises:
+        ValueError: it is.
+    """
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on {device}, got {tensor.device}")
 
 
 def sparse(
@@ -90,8 +114,7 @@ def sparse(
     for part, tensor in parts:
         if tensor.layout != torch.strided:
             raise ValueError(f"{part} of {name} must be a dense tensor, got {tensor.layout}")
-        if tensor.device != device:
-            raise ValueError(f"{part} of {name} must be on {device}, got {tensor.device}")
+        on_device(f"{part} of {name}", tensor, device)
 
 
 def contents(name: str, indices: Tensor, offsets: Tensor | None, neurons: int = 2**31, ascending: bool = False) -> None:

@@ -10,10 +10,10 @@ namespace py = pybind11;
 namespace ssd::bindings {
 namespace {
 
-// False where the rows are not strictly ascending within [0, R).
-bool update(int dtype, int64_t neurons, int64_t inputs, int64_t rows, uintptr_t weight, int64_t weight_stride,
-            uintptr_t indices, uintptr_t grad, int64_t grad_stride, double step, double max_norm, bool clamp,
-            bool renormalise, uintptr_t movement, int threads, const std::string& simd) {
+// 0, or what ssd::cpu::SparseUpdateResult says was refused.
+int update(int dtype, int64_t neurons, int64_t inputs, int64_t rows, uintptr_t weight, int64_t weight_stride,
+           uintptr_t indices, uintptr_t grad, int64_t grad_stride, double step, double max_norm, bool clamp,
+           bool renormalise, uintptr_t movement, int threads, const std::string& simd) {
   const cpu::SimdLevel level = simd_level(simd);
   const cpu::SparseUpdateParams params{static_cast<cpu::Dtype>(dtype),
                                        neurons,
@@ -33,7 +33,7 @@ bool update(int dtype, int64_t neurons, int64_t inputs, int64_t rows, uintptr_t 
   py::gil_scoped_release release;
   const cpu::SparseUpdateResult result = cpu::sparse_update(params, level);
   if (result == cpu::SparseUpdateResult::kNoMemory) throw std::bad_alloc();
-  return result == cpu::SparseUpdateResult::kDone;
+  return static_cast<int>(result);
 }
 
 }  // namespace

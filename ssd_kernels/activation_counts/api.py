@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import _checks
 from .._backend import resolve
 from .._types import Backend, Rows, TopK
 from . import ops  # noqa: F401  registers the operations
@@ -29,17 +30,16 @@ def activation_counts(activations: Tensor | TopK | Rows, neurons: int, *, backen
         >>> activation_counts(torch.tensor([[0.0, 2.0], [1.0, 3.0]]), 2)
         tensor([1, 2])
     """
-    values, indices = (
-        (activations, None) if isinstance(activations, Tensor) else (activations.values, activations.indices)
-    )
-    if neurons < 1:
-        raise ValueError(f"neurons must be at least 1, got {neurons}")
-    if not values.is_floating_point() or values.dim() < 1:
-        raise ValueError(f"activations must be floating point, got {values.dtype} {tuple(values.shape)}")
-    if indices is None and values.shape[-1] != neurons:
-        raise ValueError(f"activations must be (..., R) with R = {neurons}, got {tuple(values.shape)}")
-    if indices is not None and (indices.dtype != torch.int32 or indices.shape != values.shape):
-        raise ValueError(f"indices must be int32 {tuple(values.shape)}, got {indices.dtype} {tuple(indices.shape)}")
+    if not _checks.is_integer(neurons) or neurons < 1:
+        raise ValueError(f"neurons must be at least 1, got {neurons!r}")
+    if isinstance(activations, TopK | Rows):
+        _checks.sparse("activations", activations)
+        values, indices = activations.values, activations.indices
+    else:
+        _checks.dense("activations", activations)
+        values, indices = activations, None
+        if values.dim() < 1 or values.shape[-1] != neurons:
+            raise ValueError(f"activations must be (..., R) with R = {neurons}, got {tuple(values.shape)}")
     name = resolve(backend, "activation_counts", values.device)
     values = values.detach()
     if indices is None:
@@ -65,8 +65,7 @@ def top_n(counts: Tensor, n: int, *, backend: Backend = "auto") -> Tensor:
         >>> top_n(torch.tensor([3, 7, 3, 0]), 3)
         tensor([1, 0, 2])
     """
-    if counts.dim() != 1 or counts.dtype != torch.int64:
-        raise ValueError(f"counts must be int64 (R,), got {counts.dtype} {tuple(counts.shape)}")
-    if n < 0 or n > counts.shape[0]:
-        raise ValueError(f"n must be from 0 to R = {counts.shape[0]}, got {n}")
+    _checks.integers("counts", counts, torch.int64, "(R,)")
+    if not _checks.is_integer(n) or not 0 <= n <= counts.shape[0]:
+        raise ValueError(f"n must be from 0 to R = {counts.shape[0]}, got {n!r}")
     return torch.ops.ssd_kernels.top_n(counts, n, resolve(backend, "activation_counts", counts.device))

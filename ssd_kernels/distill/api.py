@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import _checks
 from .._backend import resolve
 from .._library import direct, refuse_transforms
 from .._types import Backend, Divergence, Rows, TopK
@@ -74,14 +75,18 @@ def distill_loss(
         DistillLoss(loss, ce, kd_hidden, kd_logits), scalars of float32 (float64 for float64 logits).
 
     Raises:
-        ValueError: a shape, dtype, option or backend that is not allowed; a label, unit or class out of range, or
-            given twice (checked on CPUs).
+        ValueError: a shape, dtype, device, option or backend that is not allowed; a label, unit or class out of
+            range, or given twice; offsets that do not ascend from 0 to nnz (contents are checked on CPUs).
+        IndexError: an index of TopK or Rows that is negative, or R or more where another argument tells R.
 
     Examples:
         >>> distill_loss(torch.zeros(2, 4), torch.tensor([0, 3])).loss
         tensor(1.3863)
     """
     _check(logits, labels, teacher_logits, temperature, kl, old_classes)
+    for name, share in (("alpha", alpha), ("lam", lam)):
+        if not _checks.is_real(share) or not 0 <= share <= 1:
+            raise ValueError(f"{name} must be from 0 to 1, got {share!r}")
     reverse = kl == "reverse"
     refuse_transforms("distill_loss", logits)
     name = resolve(backend, "distill", logits.device)
@@ -90,7 +95,7 @@ def distill_loss(
     if teacher_logits is not None and teacher_hidden is not None:
         layers = [
             (*_parts(student), *map(_detached, _parts(teacher)), layer_units)
-            for student, teacher, layer_units in _layers(hidden, teacher_hidden, units, logits.shape[0])
+            for student, teacher, layer_units in _layers(hidden, teacher_hidden, units, logits)
         ]
     if (
         teacher_logits is not None
@@ -139,17 +144,22 @@ def distill_hidden(
         A differentiable scalar of float32 (float64 for float64 activations).
 
     Raises:
-        ValueError: a shape, dtype, option or backend that is not allowed; a unit out of range or given twice
-            (checked on CPUs).
+        ValueError: a shape, dtype, device, option or backend that is not allowed; a unit out of range or given
+            twice; offsets that do not ascend from 0 to nnz (contents are checked on CPUs).
+        IndexError: an index of TopK or Rows that is negative, or R or more where another argument tells R.
 
     Examples:
         >>> distill_hidden(torch.eye(2), torch.zeros(2, 2), torch.tensor([0, 1]), temperature=1.0)
         tensor(0.1201)
     """
     _check_options(temperature, kl)
+    if not isinstance(hidden, Tensor | TopK | Rows):
+        raise ValueError(f"hidden must be a Tensor, TopK or Rows, got {type(hidden).__name__}")
     values, indices, offsets = _parts(hidden)
+    if values.dim() < 1 or (offsets is not None and offsets.dim() < 1):
+        raise ValueError(f"hidden must hold B samples, got values {tuple(values.shape)}")
     batch = values.shape[0] if offsets is None else offsets.shape[0] - 1
-    _check_layer(hidden, teacher_hidden, units, batch)
+    _check_layer(hidden, teacher_hidden, units, batch, values.device)
     refuse_transforms("distill_hidden", values)
     name = resolve(backend, "distill", values.device)
     layer = (values, indices, offsets, *map(_detached, _parts(teacher_hidden)), units)
@@ -187,27 +197,27 @@ def _layers(hidden: Any, teacher_hidden: Any, units: Any, batch: int) -> list[tu
     return list(zip(*layers))
 
 
-def _check_layer(student: Hidden, teacher: Hidden, units: Tensor, batch: int) -> None:
-    _check_hidden("hidden", student, batch)
-    _check_hidden("teacher_hidden", teacher, batch)
-    if not isinstance(units, Tensor) or units.dim() != 1 or units.dtype != torch.int64:
-        given = f"{units.dtype} {tuple(units.shape)}" if isinstance(units, Tensor) else repr(units)
-        raise ValueError(f"units must be int64 (n,), got {given}")
+def _check_layer(student: Hidden, teacher: Hidden, units: Tensor, batch: int, device: torch.device) -> None:
+    _check_hidden("hidden", student, batch, device)
+    _check_hidden("teacher_hidden", teacher, batch, device)
+    if isinstance(student, Tensor) and isinstance(teacher, Tensor) and student.shape != teacher.shape:
+        raise ValueError(f"teacher_hidden must be {tuple(student.shape)} as hidden is, got {tuple(teacher.shape)}")
+    _checks.integers("units", units, torch.int64, "(n,)")
     if units.shape[0] < 1:
         raise ValueError("units must name at least one neuron, got none")
+    _checks.on_device("units", units, device)
 
 
-def _check_hidden(name: str, hidden: Hidden, batch: int) -> None:
-    if not isinstance(hidden, Tensor | TopK | Rows):
+def _check_hidden(name: str, hidden: Hidden, batch: int, device: torch.device) -> None:
+    if isinstance(hidden, TopK | Rows):
+        _checks.sparse(name, hidden, batch=batch, device=device)
+        return
+    if not isinstance(hidden, Tensor):
         raise ValueError(f"{name} must be a Tensor, TopK or Rows, got {type(hidden).__name__}")
-    values, indices, offsets = _parts(hidden)
-    if not values.is_floating_point():
-        raise ValueError(f"{name} must be floating point, got {values.dtype}")
-    samples = values.shape[0] if offsets is None else offsets.shape[0] - 1
-    if values.dim() != (2 if offsets is None else 1) or samples != batch:
-        raise ValueError(f"{name} must hold B = {batch} samples, got {samples} in values {tuple(values.shape)}")
-    if indices is not None and (indices.dtype != torch.int32 or indices.shape != values.shape):
-        raise ValueError(f"indices of {name} must be int32 {tuple(values.shape)}, got {indices.dtype}")
+    _checks.dense(name, hidden)
+    if hidden.dim() != 2 or hidden.shape[0] != batch:
+        raise ValueError(f"{name} must hold B = {batch} samples, (B, R), got {tuple(hidden.shape)}")
+    _checks.on_device(name, hidden, device)
 
 
 def _check(
@@ -218,21 +228,28 @@ def _check(
     kl: str,
     old_classes: Tensor | None,
 ) -> None:
-    if logits.dim() != 2 or not logits.is_floating_point() or logits.shape[1] < 1:
+    _checks.dense("logits", logits)
+    if logits.dim() != 2 or logits.shape[1] < 1:
         raise ValueError(f"logits must be floating point (B, C), got {logits.dtype} {tuple(logits.shape)}")
-    if labels.shape != logits.shape[:1] or labels.dtype != torch.int64:
+    _checks.integers("labels", labels, torch.int64, f"({logits.shape[0]},)")
+    if labels.shape[0] != logits.shape[0]:
         raise ValueError(f"labels must be int64 ({logits.shape[0]},), got {labels.dtype} {tuple(labels.shape)}")
-    if teacher_logits is not None and teacher_logits.shape != logits.shape:
-        raise ValueError(f"teacher_logits must be {tuple(logits.shape)}, got {tuple(teacher_logits.shape)}")
+    _checks.on_device("labels", labels, logits.device)
+    if teacher_logits is not None:
+        _checks.dense("teacher_logits", teacher_logits)
+        if teacher_logits.shape != logits.shape:
+            raise ValueError(f"teacher_logits must be {tuple(logits.shape)}, got {tuple(teacher_logits.shape)}")
+        _checks.on_device("teacher_logits", teacher_logits, logits.device)
     _check_options(temperature, kl)
-    if old_classes is not None and (
-        old_classes.dim() != 1 or old_classes.dtype != torch.int64 or not old_classes.shape[0]
-    ):
-        raise ValueError(f"old_classes must be int64 (n,), got {old_classes.dtype} {tuple(old_classes.shape)}")
+    if old_classes is not None:
+        _checks.integers("old_classes", old_classes, torch.int64, "(n,)")
+        if not old_classes.shape[0]:
+            raise ValueError("old_classes must name at least one class, got none")
+        _checks.on_device("old_classes", old_classes, logits.device)
 
 
 def _check_options(temperature: float, kl: str) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    if not _checks.finite(temperature) or temperature <= 0:
+        raise ValueError(f"temperature must be positive and finite, got {temperature!r}")
     if kl not in ("forward", "reverse"):
         raise ValueError(f"kl must be 'forward' or 'reverse', got {kl!r}")

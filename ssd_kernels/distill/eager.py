@@ -41,6 +41,7 @@ class DirectLoss(torch.autograd.Function):
         )
         kd_hidden, saved = None, []
         for layer in given.layers:
+            ops.check_contents(*layer[:6])
             kd, grad = cpu.distill_hidden(*layer, given.temperature, given.reverse)
             kd_hidden = kd if kd_hidden is None else kd_hidden + kd
             saved += grad, layer[6], layer[0]
@@ -76,6 +77,7 @@ class DirectHidden(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, values: Tensor, layer: Layer, temperature: float, reverse: bool) -> Tensor:
+        ops.check_contents(*layer[:6])
         kd, grad = cpu.distill_hidden(*layer, temperature, reverse)
         ctx.width = _width(layer)
         ctx.save_for_backward(grad, layer[6], values)

@@ -11,6 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from .. import _checks
 from .._library import register, register_backward
 from ..gaba_linear.reference import accumulation_dtype
 from . import cpu, reference
@@ -97,9 +98,19 @@ def _hidden(
         dense = [v.shape[1] for v, i in ((values, indices), (teacher_values, teacher_indices)) if i is None]
         _check_range("units", units, min(dense, default=2**31))
         _check_distinct("units", units)
+    check_contents(values, indices, offsets, teacher_values, teacher_indices, teacher_offsets)
     return _implementation(backend).distill_hidden(
         values, indices, offsets, teacher_values, teacher_indices, teacher_offsets, units, temperature, reverse
     )
+
+
+def check_contents(values, indices, offsets, teacher_values, teacher_indices, teacher_offsets) -> None:
+    """Refuses offsets and indices of sparse activations that lead outside; R is known where one of the two is dense."""
+    dense = [v.shape[1] for v, i in ((values, indices), (teacher_values, teacher_indices)) if i is None]
+    neurons = min(dense, default=2**31)
+    for name, of, at in (("hidden", indices, offsets), ("teacher_hidden", teacher_indices, teacher_offsets)):
+        if of is not None:
+            _checks.contents(name, of, at, neurons)
 
 
 def _hidden_fake(values, indices, offsets, t_values, t_indices, t_offsets, units, temperature, reverse, backend):

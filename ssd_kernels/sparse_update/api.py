@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import _checks
 from .._backend import resolve
 from .._library import direct
 from .._types import Backend
@@ -46,8 +47,10 @@ def sparse_update_(
             1e-6 where the weight is not float64.
 
     Raises:
-        ValueError: a shape, dtype, device or backend that is not allowed; rows that are not strictly ascending or
-            out of range (checked on CPUs).
+        ValueError: a shape, dtype, device, number or backend that is not allowed; a weight that shares memory with
+            itself; rows that are not strictly ascending or out of range (checked on CPUs).
+        FloatingPointError: a gradient, or the step times it, is not finite (checked on CPUs; elsewhere it stays in its
+            row). Nothing has changed then.
 
     Examples:
         >>> weight = torch.eye(2)
@@ -55,9 +58,13 @@ def sparse_update_(
         tensor([0.4595], dtype=torch.float64)
     """
     _check(weight, rows, grad_rows)
-    if max_norm is not None and not max_norm >= 0:
-        raise ValueError(f"max_norm must be at least 0, got {max_norm}")
+    if not _checks.finite(lr) or lr < 0:
+        raise ValueError(f"lr must be 0 or more and finite, got {lr!r}")
+    if max_norm is not None and not (_checks.is_real(max_norm) and max_norm >= 0):
+        raise ValueError(f"max_norm must be at least 0, got {max_norm!r}")
     name = resolve(backend, "sparse_update", weight.device)
+    if not isinstance(scale, Tensor) and not (_checks.finite(scale) and scale >= 0):
+        raise ValueError(f"scale must be 0 or more and finite, got {scale!r}")
     factor, number = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
     if factor is not None:
         if factor.numel() != 1:
@@ -70,16 +77,17 @@ def sparse_update_(
 
 
 def _check(weight: Tensor, rows: Tensor, grad_rows: Tensor) -> None:
-    shape, dtype, device = weight.shape, weight.dtype, weight.device
-    if len(shape) != 2 or not dtype.is_floating_point:
-        raise ValueError(f"weight must be floating point (R, D), got {dtype} {tuple(shape)}")
-    if rows.dim() != 1 or rows.dtype != torch.int64:
-        raise ValueError(f"rows must be int64 (M,), got {rows.dtype} {tuple(rows.shape)}")
-    if grad_rows.shape != (rows.shape[0], shape[1]) or grad_rows.dtype != dtype:
+    _checks.dense("weight", weight)
+    _checks.dense("grad_rows", grad_rows)
+    if weight.dim() != 2:
+        raise ValueError(f"weight must be floating point (R, D), got {weight.dtype} {tuple(weight.shape)}")
+    if _checks.overlaps(weight):
+        raise ValueError(f"weight must not share memory with itself, got strides {weight.stride()}")
+    _checks.integers("rows", rows, torch.int64, "(M,)")
+    wanted = (rows.shape[0], weight.shape[1])
+    if grad_rows.shape != wanted or grad_rows.dtype != weight.dtype:
         raise ValueError(
-            f"grad_rows must be {dtype} {(rows.shape[0], shape[1])}, got {grad_rows.dtype} {tuple(grad_rows.shape)}"
+            f"grad_rows must be {weight.dtype} {wanted}, got {grad_rows.dtype} {tuple(grad_rows.shape)}"
         )
-    if rows.device != device or grad_rows.device != device:
-        raise ValueError(
-            f"rows and grad_rows must be on the device of weight, {device}, got {rows.device} and {grad_rows.device}"
-        )
+    for name, tensor in (("rows", rows), ("grad_rows", grad_rows)):
+        _checks.on_device(name, tensor, weight.device)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from .._library import register
 from . import cpu, reference
+
+_LONGEST_STEP = 1e38  # beyond it a weight may leave float32
 
 
 def _check_rows(rows: Tensor, count: int) -> None:
@@ -15,6 +19,10 @@ def _check_rows(rows: Tensor, count: int) -> None:
         return
     if int(rows[0]) < 0 or int(rows[-1]) >= count or bool((rows.diff() <= 0).any()):
         raise ValueError(cpu.BAD_ROWS.format(count - 1))
+
+
+def _clip(norm: float, max_norm: float | None) -> float:
+    return 1.0 if max_norm is None else min(1.0, max_norm / (norm + 1e-6))
 
 
 def update(
@@ -30,10 +38,19 @@ def update(
     backend: str,
 ) -> Tensor:
     """The operation on real tensors, in place; returns the movement."""
+    step = lr * scale
+    if factor is not None and factor.device.type == "cpu":
+        step *= factor.item()
+        if not step >= 0:
+            raise ValueError(f"scale must be 0 or more and finite, got {factor.item()}")
     if backend == "cpu":
-        step = lr * scale if factor is None else lr * scale * factor.item()
         return cpu.sparse_update(weight, rows, grad_rows, step, max_norm, clamp, renormalise)
     _check_rows(rows, weight.shape[0])
+    if grad_rows.device.type == "cpu" and grad_rows.numel():
+        norm = torch.linalg.vector_norm(grad_rows, dtype=torch.float64).item()
+        most = torch.finfo(torch.float64).max if weight.dtype == torch.float64 else _LONGEST_STEP
+        if not (math.isfinite(norm) and step * norm * _clip(norm, max_norm) <= most):
+            raise FloatingPointError(cpu.NOT_FINITE)
     if max_norm is not None:
         clip = reference.clip_coefficient(grad_rows, max_norm)
         factor = clip if factor is None else factor.double().reshape(()) * clip

@@ -106,7 +106,7 @@ def test_activations_that_require_a_gradient_are_counted(backend):
 @pytest.mark.parametrize("bad", (-1, 9))
 def test_an_index_out_of_range_is_refused(bad, backend):
     top = TopK(torch.ones(1, 2), torch.tensor([[0, bad]], dtype=torch.int32), torch.zeros(1))
-    with pytest.raises(IndexError, match=f"indices must be from 0 to R - 1 = 8, got {bad}"):
+    with pytest.raises(IndexError, match=f"indices (of activations )?must be from 0 to R - 1 = 8, got {bad}"):
         activation_counts(top, 9, backend=backend)
 
 
@@ -116,6 +116,14 @@ def test_an_index_out_of_range_is_refused(bad, backend):
         (lambda: activation_counts(torch.ones(2, 9), 8), "with R = 8"),
         (lambda: activation_counts(torch.ones(2, 9), 0), "neurons must be at least 1, got 0"),
         (lambda: activation_counts(torch.ones(2, 9, dtype=torch.int64), 9), "activations must be floating point"),
+        (lambda: activation_counts(torch.ones(2, 9), True), "neurons must be at least 1, got True"),
+        (lambda: activation_counts(torch.ones(2, 9), 9.0), "neurons must be at least 1, got 9.0"),
+        (lambda: activation_counts([1.0], 9), "activations must be a Tensor, got list"),
+        (
+            lambda: activation_counts(TopK(torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.int32, device="meta"), torch.ones(2)), 9),
+            "indices of activations must be on cpu, got meta",
+        ),
+        (lambda: top_n(torch.arange(9), 2.5), "n must be from 0 to R = 9, got 2.5"),
         (lambda: top_n(torch.ones(9), 2), "counts must be int64"),
         (lambda: top_n(torch.arange(9), 10), "n must be from 0 to R = 9, got 10"),
         (lambda: top_n(torch.arange(9), -1), "n must be from 0 to R = 9, got -1"),

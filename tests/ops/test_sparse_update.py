@@ -100,13 +100,55 @@ def test_a_move_whose_squares_vanish_in_float32_is_seen(backend):
     torch.testing.assert_close(movement, torch.tensor([2e-25], dtype=torch.float64), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("value", (float("nan"), float("inf")))
-def test_non_finite_gradients_stay_in_their_row(value, backend):
+@pytest.mark.parametrize("value", (float("nan"), float("inf"), -float("inf")))
+@pytest.mark.parametrize("options", ({}, {"max_norm": 1.0}, {"clamp": False, "renormalise": False}), ids=str)
+def test_a_gradient_that_is_not_finite_changes_nothing(value, options, backend):
     weight, rows, grad = problem(33, 7, 5)
+    before = weight.clone()
     grad[2, 3] = value
-    sparse_update_(weight, rows, grad, lr=0.1, clamp=False, backend=backend)
-    finite = torch.isfinite(weight).all(1)
-    assert not finite[rows[2]] and int(finite.sum()) == 32
+    with pytest.raises(FloatingPointError, match="grad_rows, or lr . scale times it, is not finite: weight has not"):
+        sparse_update_(weight, rows, grad, lr=0.1, backend=backend, **options)
+    assert torch.equal(weight, before)
+
+
+def test_a_step_beyond_float32_changes_nothing(backend):
+    weight, rows, grad = problem(33, 7, 5)
+    before = weight.clone()
+    with pytest.raises(FloatingPointError, match="not finite"):
+        sparse_update_(weight, rows, grad.mul_(1e3), lr=1e37, backend=backend)
+    assert torch.equal(weight, before)
+    sparse_update_(weight, rows, grad, lr=1e37, max_norm=1e-3, backend=backend)
+    assert torch.isfinite(weight).all()
+
+
+def test_numbers_that_are_refused(backend):
+    weight, rows, grad = problem(33, 7, 5)
+    before = weight.clone()
+    nan, inf = float("nan"), float("inf")
+    for options, message in (
+        ({"lr": nan}, "lr must be 0 or more and finite, got nan"),
+        ({"lr": inf}, "lr must be"),
+        ({"lr": -0.1}, "lr must be"),
+        ({"scale": nan}, "scale must be 0 or more and finite, got nan"),
+        ({"scale": -1.0}, "scale must be"),
+        ({"scale": torch.tensor(nan)}, "scale must be"),
+        ({"scale": torch.tensor(-1.0)}, "scale must be"),
+        ({"max_norm": nan}, "max_norm must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sparse_update_(weight, rows, grad, backend=backend, **({"lr": 0.1} | options))
+    assert torch.equal(weight, before)
+
+
+def test_a_weight_that_shares_memory_with_itself_is_refused(backend):
+    rows, grad = torch.arange(2), torch.ones(2, 4)
+    base = torch.rand(64)
+    for weight in (base[:4].expand(5, 4), base.as_strided((5, 4), (2, 1)), base.as_strided((5, 4), (1, 1)),
+                   base[:5, None].expand(5, 4)):  # fmt: skip
+        with pytest.raises(ValueError, match="weight must not share memory with itself"):
+            sparse_update_(weight, rows, grad, lr=0.1, backend=backend)
+    for weight in (base.as_strided((5, 4), (1, 5)), base.as_strided((5, 4), (9, 2)), base[:4].expand(1, 4)):
+        sparse_update_(weight, rows[: len(weight)], grad[: len(weight)], lr=0.1, backend=backend)
 
 
 @pytest.mark.parametrize("layout", ("contiguous", "transposed", "strided", "unaligned"))

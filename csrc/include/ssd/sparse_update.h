@@ -25,9 +25,10 @@ struct SparseUpdateParams {
   int threads;
 };
 
-enum class SparseUpdateResult : int { kDone = 0, kBadRows = 1, kNoMemory = 2 };
+enum class SparseUpdateResult : int { kDone = 0, kBadRows = 1, kNoMemory = 2, kNotFinite = 3 };
 
-// kBadRows where indices are not strictly ascending within [0, R); then nothing has changed.
+// kBadRows where indices are not strictly ascending within [0, R), kNotFinite where a gradient or the step times it is
+// not finite in the accumulation type; then nothing has changed.
 SparseUpdateResult sparse_update(const SparseUpdateParams& params, SimdLevel level);
 
 }  // namespace ssd::cpu

@@ -7,6 +7,7 @@
 
 #include "ops/activation_counts/activation_counts_levels.h"
 #include "select/positive.h"
+#include "ssd/check_rows.h"
 #include "ssd/parallel.h"
 #include "threads/work.h"
 
@@ -30,14 +31,13 @@ void activation_counts_dense(const ActivationCountsParams& params, SimdLevel lev
 
 bool activation_counts_sparse(Dtype dtype, int64_t entries, int64_t neurons, const void* values, const int32_t* indices,
                               int64_t* counts, int32_t* bad) {
-  std::fill(counts, counts + neurons, 0);
-  for (int64_t i = 0; i < entries; ++i) {
-    if (indices[i] < 0 || indices[i] >= neurons) {
-      *bad = indices[i];
-      return false;
-    }
-    counts[indices[i]] += is_positive(dtype, values, i);
+  const RowsFinding found = check_rows(nullptr, 0, indices, entries, neurons, false);
+  if (found.fault != RowsFault::kNone) {
+    *bad = static_cast<int32_t>(found.value);
+    return false;
   }
+  std::fill(counts, counts + neurons, 0);
+  for (int64_t i = 0; i < entries; ++i) counts[indices[i]] += is_positive(dtype, values, i);
   return true;
 }
 

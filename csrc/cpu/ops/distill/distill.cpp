@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <vector>
 
 #include "ops/distill/distill_levels.h"
 #include "ssd/parallel.h"
@@ -18,7 +19,8 @@ struct Level {
 
 #define SSD_LEVEL_OF(level) \
   Level { level::distill_logits_samples, level::distill_hidden_samples }
-constexpr double kWorthThread = 4000;  // exponentials that pay for waking a thread
+constexpr int64_t kMostMap = int64_t{1} << 20;  // neurons whose map is made whatever the number of activations
+constexpr double kWorthThread = 4000;           // exponentials that pay for waking a thread
 
 // How many entries a batch of activations has.
 double entries(const Activations& a, int64_t batch, int64_t units) {
@@ -41,6 +43,29 @@ void store_mean(Dtype dtype, const double* per_sample, int64_t batch, void* to) 
 void mark(const DistillHiddenParams& params, int64_t width, int32_t* map) {
   std::fill(map, map + width, kNotSelected);
   for (int64_t i = 0; i < params.units; ++i) map[params.selected[i]] = kAbsent;
+}
+
+// A neuron that is selected twice, -1: there is none.
+int64_t repeated(const DistillHiddenParams& params) {
+  const int64_t* const begin = params.selected;
+  const int64_t* const end = begin + params.units;
+  const auto falls = [](int64_t a, int64_t b) { return b <= a; };
+  if (std::adjacent_find(begin, end, falls) == end) return -1;
+  std::vector<int64_t> sorted(begin, end);
+  std::sort(sorted.begin(), sorted.end());
+  const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+  return twice == sorted.end() ? -1 : *twice;
+}
+
+// Sparse activations with the selected neurons under new numbers, their places among the sorted ones; -1: not selected.
+std::vector<int32_t> relabel(const Activations& a, int64_t count, const std::vector<int64_t>& sorted) {
+  std::vector<int32_t> indices(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) {
+    const auto at = std::lower_bound(sorted.begin(), sorted.end(), static_cast<int64_t>(a.indices[i]));
+    const bool found = at != sorted.end() && *at == a.indices[i];
+    indices[static_cast<size_t>(i)] = found ? static_cast<int32_t>(at - sorted.begin()) : -1;
+  }
+  return indices;
 }
 
 }  // namespace
@@ -70,12 +95,33 @@ DistillResult distill_logits(const DistillLogitsParams& params, SimdLevel level)
   return {ok ? DistillStatus::kDone : DistillStatus::kNoMemory, 0};
 }
 
-DistillResult distill_hidden(const DistillHiddenParams& params, SimdLevel level) {
+DistillResult distill_hidden(const DistillHiddenParams& given, SimdLevel level) {
   int64_t width = 0;
-  for (int64_t i = 0; i < params.units; ++i) {
-    const int64_t unit = params.selected[i];
-    if (unit < 0 || unit >= params.neurons) return {DistillStatus::kOutOfRange, unit};
+  for (int64_t i = 0; i < given.units; ++i) {
+    const int64_t unit = given.selected[i];
+    if (unit < 0 || unit >= given.neurons) return {DistillStatus::kOutOfRange, unit};
     width = unit >= width ? unit + 1 : width;
+  }
+  const int64_t twice = repeated(given);
+  if (twice >= 0) return {DistillStatus::kRepeated, twice};
+  DistillHiddenParams params = given;
+  // The map of neurons is as long as the greatest unit: where that is out of proportion, the units get new numbers.
+  std::vector<int64_t> sorted;
+  std::vector<int32_t> student, teacher;
+  if (params.student.form != Form::kDense && params.teacher.form != Form::kDense) {
+    const int64_t of_student = static_cast<int64_t>(entries(params.student, params.batch, 0));
+    const int64_t of_teacher = static_cast<int64_t>(entries(params.teacher, params.batch, 0));
+    if (width > kMostMap + 16 * (params.units + of_student + of_teacher)) {
+      sorted.assign(params.selected, params.selected + params.units);
+      std::sort(sorted.begin(), sorted.end());
+      student = relabel(params.student, of_student, sorted);
+      teacher = relabel(params.teacher, of_teacher, sorted);
+      for (size_t i = 0; i < sorted.size(); ++i) sorted[i] = static_cast<int64_t>(i);
+      params.selected = sorted.data();
+      params.student.indices = student.data();
+      params.teacher.indices = teacher.data();
+      width = params.units;
+    }
   }
   const Level run = SSD_AT_LEVEL(level, SSD_LEVEL_OF);
   const size_t units = static_cast<size_t>(params.units), map_bytes = static_cast<size_t>(width) * sizeof(int32_t);
@@ -87,12 +133,7 @@ DistillResult distill_hidden(const DistillHiddenParams& params, SimdLevel level)
   if (!losses || !first) return {DistillStatus::kNoMemory, 0};
   double* const kd = static_cast<double*>(losses.get());
   int32_t* const marks = static_cast<int32_t*>(first.get());
-  std::fill(marks, marks + width, kNotSelected);
-  for (int64_t i = 0; i < params.units; ++i) {
-    int32_t& at = marks[params.selected[i]];
-    if (at == kAbsent) return {DistillStatus::kRepeated, params.selected[i]};
-    at = kAbsent;
-  }
+  mark(params, width, marks);
   std::atomic<bool> ok{true};
   parallel(threads, [&](int part) {
     const Range samples = split_range(params.batch, threads, part);

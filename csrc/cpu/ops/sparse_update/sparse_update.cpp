@@ -1,4 +1,4 @@
-// sparse_update: checks the rows, clips by their norm, splits them by index, picks the SIMD level.
+// sparse_update: checks the rows and their norm, clips by it, splits them by index, picks the SIMD level.
 #include "ssd/sparse_update.h"
 
 #include <atomic>
@@ -19,10 +19,11 @@ struct Level {
 
 #define SSD_LEVEL_OF(level) \
   Level { level::sparse_update_rows, level::sparse_update_squares }
+constexpr double kLongestStep = 1e38;   // beyond it a weight may leave fp32
 constexpr double kWorthThread = 20000;  // numbers that pay for waking a thread
 
-// min(1, max_norm / (norm + 1e-6)) of rows whose squares are added in a fixed order; NaN stays.
-double clip_coefficient(const double* squares, int64_t rows, double max_norm) {
+// The norm of rows whose squares are added in a fixed order.
+double norm_of(const double* squares, int64_t rows) {
   constexpr int kLanes = 8;
   double sums[kLanes] = {};
   int64_t m = 0;
@@ -31,8 +32,7 @@ double clip_coefficient(const double* squares, int64_t rows, double max_norm) {
   for (int l = 0; m < rows; ++m, ++l) sums[l] += squares[m];
   double total = 0;
   for (const double sum : sums) total += sum;
-  const double coefficient = max_norm / (std::sqrt(total) + 1e-6);
-  return coefficient > 1 ? 1 : coefficient;
+  return std::sqrt(total);
 }
 
 }  // namespace
@@ -48,16 +48,17 @@ SparseUpdateResult sparse_update(const SparseUpdateParams& given, SimdLevel leve
   const Level run = SSD_AT_LEVEL(level, SSD_LEVEL_OF);
   const int threads =
       worthwhile_threads(params.threads, static_cast<double>(params.rows) * params.inputs, kWorthThread);
-  if (params.max_norm < std::numeric_limits<double>::infinity()) {
-    const Memory memory(std::malloc(static_cast<size_t>(params.rows + 1) * sizeof(double)));
-    if (!memory) return SparseUpdateResult::kNoMemory;
-    double* const squares = static_cast<double*>(memory.get());
-    parallel(threads, [&](int part) {
-      const Range rows = split_range(params.rows, threads, part);
-      run.squares(params, rows.begin, rows.end, squares);
-    });
-    params.step *= clip_coefficient(squares, params.rows, params.max_norm);
-  }
+  const Memory memory(std::malloc(static_cast<size_t>(params.rows + 1) * sizeof(double)));
+  if (!memory) return SparseUpdateResult::kNoMemory;
+  double* const squares = static_cast<double*>(memory.get());
+  parallel(threads, [&](int part) {
+    const Range rows = split_range(params.rows, threads, part);
+    run.squares(params, rows.begin, rows.end, squares);
+  });
+  const double norm = norm_of(squares, params.rows), coefficient = params.max_norm / (norm + 1e-6);
+  if (coefficient < 1) params.step *= coefficient;
+  const double most = params.dtype == Dtype::kFloat64 ? std::numeric_limits<double>::max() : kLongestStep;
+  if (!(std::fabs(params.step) * norm <= most)) return SparseUpdateResult::kNotFinite;
   std::atomic<bool> ok{true};
   parallel(threads, [&](int part) {
     const Range rows = split_range(params.rows, threads, part);
