@@ -181,7 +181,7 @@ def _parts(hidden: Hidden) -> tuple[Tensor, Tensor | None, Tensor | None]:
     return hidden, None, None
 
 
-def _layers(hidden: Any, teacher_hidden: Any, units: Any, batch: int) -> list[tuple[Hidden, Hidden, Tensor]]:
+def _layers(hidden: Any, teacher_hidden: Any, units: Any, logits: Tensor) -> list[tuple[Hidden, Hidden, Tensor]]:
     """One (student, teacher, units) per hidden layer."""
 
     def listed(value: Any) -> list[Any]:
@@ -193,7 +193,7 @@ def _layers(hidden: Any, teacher_hidden: Any, units: Any, batch: int) -> list[tu
         counts = ", ".join(str(len(each)) for each in layers)
         raise ValueError(f"hidden, teacher_hidden and units must have one entry per hidden layer, got {counts}")
     for student, teacher, chosen in zip(*layers):
-        _check_layer(student, teacher, chosen, batch)
+        _check_layer(student, teacher, chosen, logits.shape[0], logits.device)
     return list(zip(*layers))
 
 

@@ -86,8 +86,6 @@ def _check(weight: Tensor, rows: Tensor, grad_rows: Tensor) -> None:
     _checks.integers("rows", rows, torch.int64, "(M,)")
     wanted = (rows.shape[0], weight.shape[1])
     if grad_rows.shape != wanted or grad_rows.dtype != weight.dtype:
-        raise ValueError(
-            f"grad_rows must be {weight.dtype} {wanted}, got {grad_rows.dtype} {tuple(grad_rows.shape)}"
-        )
+        raise ValueError(f"grad_rows must be {weight.dtype} {wanted}, got {grad_rows.dtype} {tuple(grad_rows.shape)}")
     for name, tensor in (("rows", rows), ("grad_rows", grad_rows)):
         _checks.on_device(name, tensor, weight.device)

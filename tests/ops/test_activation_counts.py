@@ -120,7 +120,9 @@ def test_an_index_out_of_range_is_refused(bad, backend):
         (lambda: activation_counts(torch.ones(2, 9), 9.0), "neurons must be at least 1, got 9.0"),
         (lambda: activation_counts([1.0], 9), "activations must be a Tensor, got list"),
         (
-            lambda: activation_counts(TopK(torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.int32, device="meta"), torch.ones(2)), 9),
+            lambda: activation_counts(
+                TopK(torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.int32, device="meta"), torch.ones(2)), 9
+            ),
             "indices of activations must be on cpu, got meta",
         ),
         (lambda: top_n(torch.arange(9), 2.5), "n must be from 0 to R = 9, got 2.5"),

@@ -18,7 +18,7 @@ from ssd_kernels import Rows, TopK, distill_hidden, distill_loss
         ("units", torch.tensor([1, 41]), "units must be from 0 to 40, got 41"),
         ("units", torch.tensor([1, 1]), "units must be distinct"),
         ("units", torch.tensor([], dtype=torch.int64), "units must name at least one neuron"),
-        ("units", None, "units must be int64"),
+        ("units", None, "units must be a Tensor, got NoneType"),
         ("temperature", 0.0, "temperature must be positive"),
         ("temperature", float("inf"), "temperature must be positive and finite, got inf"),
         ("temperature", float("nan"), "temperature must be positive and finite, got nan"),
