@@ -98,6 +98,14 @@ MUTANTS = [
         ("later-movers-count-as-covered", "place >= 0 && place < snapshot.movers &&", "place >= 0 &&"),
         ("replaced-movers-count-as-covered", " && mover_since_[place] <= snapshot.id;", ";"),
     ),
+    *killed_by(
+        "cpp:test_engine_kernels", "csrc/cpu/engine/state.h",
+        ("movement-not-raised-for-the-input", "kMovementGrowth = 1.0 + 2.1e-4", "kMovementGrowth = 1.0 + 1e-4"),
+    ),
+    *killed_by(
+        "cpp:test_team", "csrc/cpu/threads/team.cpp",
+        ("exception-of-a-chunk-lost", "if (error_) std::rethrow_exception", "if (false) std::rethrow_exception"),
+    ),
     # The bf16 preselection.
     *killed_by(
         "cpp:test_preselect", "csrc/cpu/select/scan_bf16.h",

@@ -19,7 +19,10 @@ constexpr double kThreshold = 0.5;
 
 // kOverflow: within the gap, but behind a list that is full. kBehind: in the last block, with a margin that is a little
 // larger than those of the block before, for lists are sorted coarsely.
-enum class Place { kOutside, kListed, kMover, kOverflow, kBehind };
+// kTight, kTightListed: as kOverflow and kListed, so close that the follower gets to the threshold without being far.
+enum class Place { kOutside, kListed, kMover, kOverflow, kBehind, kTight, kTightListed };
+
+bool tight(Place place) { return place == Place::kTight || place == Place::kTightListed; }
 
 struct Course {
   Place place;           // of the follower in the record
@@ -35,7 +38,7 @@ struct Course {
 // How far the follower is below its level in the record.
 double margin_of(const Course& course, const Layer& layer) {
   const bool outside = course.place == Place::kOutside || course.place == Place::kMover;
-  return (outside ? 1 + 1e-6 : 0.6) * layer.certificates.gap();
+  return (outside ? 1 + 1e-6 : tight(course.place) ? 0.05 : 0.6) * layer.certificates.gap();
 }
 
 // K + 1 winners at the threshold and above, kNear neurons just below it, all others far below.
@@ -46,10 +49,10 @@ void place_rows(Layer& layer, const Course& course, Random& random) {
     square += static_cast<double>(value) * value;
   }
   for (float& value : layer.x) value = static_cast<float>(value / std::sqrt(square));
-  const int64_t near = course.place == Place::kOverflow ? 64 : kNear;
+  const int64_t near = course.place == Place::kOverflow || course.place == Place::kTight ? 64 : kNear;
   for (int64_t j = 0; j < kNeurons; ++j) {
     double score = j <= kWinners          ? kThreshold + 1e-3 * static_cast<double>(j)
-                   : j <= kWinners + near ? .97 * kThreshold
+                   : j <= kWinners + near ? (tight(course.place) ? .997 : .97) * kThreshold
                                           : .02;
     if (course.place == Place::kBehind && j > kWinners + near - 16 && j <= kWinners + near)
       score = kThreshold - margin_of(course, layer) - 2e-4;
@@ -67,7 +70,9 @@ int64_t run(SimdLevel level, int64_t inputs, const Course& course, Random& rando
   place_rows(l, course, random);
   const double margin = margin_of(course, l);
   const double recorded = course.g * kThreshold - margin, way = margin + course.g * course.change;
-  const double home = recorded + (course.turns ? way / 2 : course.early ? 0.018 * l.certificates.gap() : 0);
+  const double home = recorded + (course.turns   ? way / 2
+                                  : course.early ? std::min(way / 2, 0.018 * l.certificates.gap())
+                                                 : 0);
   l.place(kFollower, 0, home);
   l.begin();
   if (course.earlier) {
@@ -116,13 +121,14 @@ double allowed_rounding(SimdLevel level, int64_t inputs) {
 // Every way at its bound: with the roundings of the processor, and with the largest that the proof allows.
 void check_bounds(SimdLevel level) {
   Random random(5);
-  for (const Place place : {Place::kOutside, Place::kListed, Place::kMover, Place::kOverflow, Place::kBehind}) {
+  for (const Place place : {Place::kOutside, Place::kListed, Place::kMover, Place::kOverflow, Place::kBehind,
+                            Place::kTight, Place::kTightListed}) {
     for (const int kind : {0, 1, 2, 3, 4}) {
       for (const double change : {0.0, 0.07, -0.05}) {
         for (const float g : {1.f, 0.6f}) {
           // Where the threshold falls, the bound takes every coefficient for 1.
           if (change < 0 && g < 1) continue;
-          Course course{place, g, change};
+          Course course{place, g, tight(place) ? change * .04 : change};
           course.turns = kind == 1;
           course.eras = kind == 2 ? 3 : 1;
           course.earlier = kind == 3;
@@ -165,7 +171,8 @@ void check_far(SimdLevel level) {
     for (const bool turns : {false, true}) {     // from one side of its place at the snapshot to the other
       for (const bool listed : {false, true}) {  // among the sample's candidates, in a block that is not looked at
         for (const int eras : {1, 2}) {
-          for (const int64_t inputs : {1, 40}) {
+          for (const int64_t inputs : {1, 40, 300}) {
+            const double rounding = inputs == 300 ? allowed_rounding(level, inputs) : 0;
             Layer l(level, kNeurons, inputs, 1, kWinners);
             Course course{listed ? Place::kListed : Place::kOutside, 1, 0};
             place_rows(l, course, random);
@@ -185,12 +192,18 @@ void check_far(SimdLevel level) {
               l.place(kFollower, 0, level_of - away * (2 - e) / 2);
               l.moved({kFollower});
             }
+            // Scores err downwards at the record and where the far neuron gets a bound of its own, upwards in the end.
+            Rounding::error = [&](int64_t j) { return j == kFollower ? -rounding : 0.0; };
             l.scan(0);
             for (int e = 1; e <= eras; ++e) {
               if (e > 1) l.next_era();
-              l.place(kFollower, 0, level_of + margin * e / eras);
+              l.place(kFollower, 0, level_of + margin * e / (eras + 1));
               l.moved({kFollower});
+              l.certify(0);
             }
+            Rounding::error = [&](int64_t j) { return j == kFollower ? rounding : 0.0; };
+            l.place(kFollower, 0, level_of + margin);
+            l.moved({kFollower});
             const double meets = static_cast<double>(l.scores(0)[kFollower]);
             for (int step = -12; step <= 12; ++step) {
               for (const int64_t j : movers)

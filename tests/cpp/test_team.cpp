@@ -2,7 +2,9 @@
 // afterwards.
 #include "ssd/team.h"
 
+#include <atomic>
 #include <chrono>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -51,6 +53,28 @@ void test_sleeping() {
   for (const int count : counts) CHECK(count == 20);
 }
 
+// What a chunk throws, on whichever thread, reaches the caller once all are done, and the team goes on.
+void test_exceptions() {
+  for (const int threads : {1, 3}) {
+    Team team(threads);
+    for (int phase = 0; phase < 50; ++phase) {
+      std::atomic<int> done{0};
+      bool thrown = false;
+      try {
+        team.for_each(8, [&](int chunk, int) {
+          if (chunk % 4 == 2) throw std::bad_alloc();
+          ++done;
+        });
+      } catch (const std::bad_alloc&) {
+        thrown = true;
+      }
+      CHECK(thrown && done == (threads > 1 ? 6 : 2));
+      team.for_each(8, [&](int, int) { ++done; });
+      CHECK(done == (threads > 1 ? 14 : 10));
+    }
+  }
+}
+
 void test_many_chunks() {
   Team team(2);
   std::vector<uint8_t> done(65535);
@@ -68,5 +92,6 @@ int main() {
   for (int i = 0; i < 50; ++i) Team team(4);  // ends without a single phase
   test_sleeping();
   test_many_chunks();
+  test_exceptions();
   return 0;
 }

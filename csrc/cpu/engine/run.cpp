@@ -43,7 +43,7 @@ struct SdmlpTrainer::Impl::Run {
   ScanPlan plan;
   static constexpr int64_t kWindow = 1024;  // rows whose certificates are looked at together
   int64_t window_end = 0;
-  std::vector<int64_t> refresh;  // positions of a batch refresh
+  std::vector<int64_t> refresh;  // samples of a batch refresh
 
   static constexpr int kRowChunk = 8;
 
@@ -89,6 +89,7 @@ struct SdmlpTrainer::Impl::Run {
     if (self.certificates.active() && position >= window_end) {
       window_end = std::min(epoch.count, position + kWindow);
       refresh = self.certificates.expiring(epoch.order, position, window_end);
+      for (int64_t& at : refresh) at = epoch.order[at];
       if (!refresh.empty()) self.certificates.take_snapshot();
     }
     tiles = !dense && self.tile_form(batch);
@@ -118,12 +119,13 @@ struct SdmlpTrainer::Impl::Run {
 
   // Scans the samples whose certificates would run out, many rows to a pass over the weights.
   void refresh_records() {
+    take_along(refresh.size());
     for (size_t done = 0; done < refresh.size();) {
       const int n = static_cast<int>(std::min<size_t>(refresh.size() - done, self.rows.size()));
       std::vector<int> which(n);
       for (int i = 0; i < n; ++i) {
         which[i] = i;
-        set_row(i, epoch.order[refresh[done + i]]);
+        set_row(i, refresh[done + i]);
       }
       const float gap = self.certificates.gap();
       scan_rows(which, gap, coefficients());
@@ -138,6 +140,17 @@ struct SdmlpTrainer::Impl::Run {
     load_batch();
     lap(kRefresh);
   }
+
+  // Adds samples to a batch refresh or, after the batch's own, to a scan of `rows` rows.
+  void take_along(size_t rows) {
+    for (const int64_t sample : refresh) listed[sample] = true;
+    const auto company = self.certificates.company(static_cast<int64_t>(rows), [&](int64_t sample) {
+      return listed[sample] || (refresh.empty() && place[sample] >= position);
+    });
+    for (const int64_t sample : refresh) listed[sample] = false;
+    refresh.insert(refresh.end(), company.begin(), company.end());
+  }
+  std::vector<bool> listed;  // (N,) scratch
 
   void scan_rows(const std::vector<int>& which, float gap, const float* coefficients) {
     const int n = static_cast<int>(which.size());
@@ -223,13 +236,22 @@ struct SdmlpTrainer::Impl::Run {
 
   void scan_pending(float gap, const float* coefficients) {
     const int n = static_cast<int>(batch), rest = static_cast<int>(self.pending.size());
+    if (gap > 0) take_along(self.pending.size());
+    for (size_t i = 0; i < refresh.size(); ++i) {
+      self.pending.push_back(n + static_cast<int>(i));
+      set_row(self.pending.back(), refresh[i]);
+    }
+    stats.refreshed += static_cast<int64_t>(refresh.size());
+    refresh.clear();
     scan_rows(self.pending, gap, coefficients);
     lap(kScan);
-    team.for_each((rest + kRowChunk - 1) / kRowChunk, [&](int c, int thread) {
-      for (int i = c * kRowChunk; i < std::min(rest, (c + 1) * kRowChunk); ++i) {
+    const int all = static_cast<int>(self.pending.size());
+    team.for_each((all + kRowChunk - 1) / kRowChunk, [&](int c, int thread) {
+      for (int i = c * kRowChunk; i < std::min(all, (c + 1) * kRowChunk); ++i) {
         const int b = self.pending[i];
         finish(b, i, gap, self.scratch[thread], !self.rows[b].duplicate, coefficients);
-        if (coefficients == self.gaba.data() && !non_finite.load(std::memory_order_relaxed)) self.forward(epoch, b, n);
+        if (i < rest && coefficients == self.gaba.data() && !non_finite.load(std::memory_order_relaxed))
+          self.forward(epoch, b, n);
       }
     });
     lap(kForward);
@@ -393,7 +415,7 @@ struct SdmlpTrainer::Impl::Run {
 SdmlpStats SdmlpTrainer::train(const SdmlpEpoch& epoch, int threads) {
   Impl& self = *impl_;
   SdmlpStats stats;
-  const size_t rows = static_cast<size_t>(std::max<int64_t>(epoch.batch, 256));
+  const size_t rows = static_cast<size_t>(std::max<int64_t>(epoch.batch, 256)) + Certificates::kCompanyMost;
   if (self.rows.size() < rows) self.rows.resize(rows);
   self.y.resize(rows * self.Cp);
   self.dy.resize(rows * self.Cp);
@@ -412,11 +434,19 @@ SdmlpStats SdmlpTrainer::train(const SdmlpEpoch& epoch, int threads) {
   Impl::Run run(self, epoch, stats);
   run.mark = run.last_poll = now();
   run.place.assign(epoch.samples, -1);
+  run.listed.assign(epoch.samples, false);
   if (!self.cfg.exhaustive) {
     self.certificates.bind(epoch.x, epoch.samples, self.likely.data());
     if (self.certificates.begin_epoch(dense ? static_cast<double>(self.K) : self.last_active)) self.begin_era();
   }
-  run.program();
+  try {
+    run.program();
+  } catch (
+      ...) {  // out of memory in the middle of a step: the weights are what they are, all that follows from them is not
+    self.write_output();
+    self.load_state();
+    throw;
+  }
   run.finish_stats();
   if (stats.steps > 0) self.last_active = stats.active_per_row;
   if (!self.cfg.exhaustive) self.certificates.end_epoch(stats.certified);

@@ -1,6 +1,7 @@
 #include "ssd/team.h"
 
 #include <chrono>
+#include <utility>
 
 namespace ssd::cpu {
 namespace {
@@ -44,7 +45,12 @@ bool Team::claim(int thread) {
   while (claimable(ticket)) {
     if (!ticket_.compare_exchange_weak(ticket, ticket + 1)) continue;
     const int chunk = static_cast<int>(ticket & 0xffff), chunks = static_cast<int>(ticket >> 16 & 0xffff);
-    body_(context_, chunk, thread);  // they stay as they are until this chunk is done
+    try {
+      body_(context_, chunk, thread);  // they stay as they are until this chunk is done
+    } catch (...) {                    // the caller's to handle: out of memory, above all
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (!error_) error_ = std::current_exception();
+    }
     if (done_.fetch_add(1) + 1 == chunks && caller_sleeps_.load()) {
       {
         std::lock_guard<std::mutex> lock(mutex_);
@@ -70,11 +76,13 @@ void Team::run(int chunks, void (*body)(void*, int, int), void* context) {
   while (claim(0)) {
   }
   const auto finished = [&] { return done_.load() == chunks; };
-  if (spin(spin_us_, finished)) return;
-  std::unique_lock<std::mutex> lock(mutex_);
-  caller_sleeps_.store(true);
-  finished_.wait(lock, finished);
-  caller_sleeps_.store(false);
+  if (!spin(spin_us_, finished)) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    caller_sleeps_.store(true);
+    finished_.wait(lock, finished);
+    caller_sleeps_.store(false);
+  }
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
 void Team::work(int thread) {

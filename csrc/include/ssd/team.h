@@ -6,6 +6,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -23,7 +24,8 @@ class Team {
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   // body(chunk, thread) for chunk = 0 .. chunks - 1 (at most 65 535), each once, on whichever thread claims it. Returns
-  // when all are done. For one calling thread at a time; a body may not call for_each.
+  // when all are done, or throws what one of them threw. For one calling thread at a time; a body may not call
+  // for_each.
   template <class Body>
   void for_each(int chunks, Body&& body) {
     if (workers_.empty() || chunks <= 1) {
@@ -52,6 +54,7 @@ class Team {
   void* context_ = nullptr;
   uint32_t phase_ = 0;
   int spin_us_;
+  std::exception_ptr error_;  // the first that a chunk of this phase threw
 };
 
 }  // namespace ssd::cpu

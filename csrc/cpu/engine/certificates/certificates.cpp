@@ -97,6 +97,7 @@ void Certificates::update_slack() {
 bool Certificates::begin_epoch(double active_per_row) {
   ++epoch_;
   live_ = 0;
+  near_.clear();
   // Certificates pay only where a row's active neurons are a small part of its list.
   active_ = recorded_ > 0 && active_per_row < 0.5 * usual_;
   if (active_ && wait_ > 0) {
@@ -136,13 +137,32 @@ std::vector<int64_t> Certificates::expiring(const int64_t* order, int64_t begin,
     if (slot >= 0) ++live;
     if (slot < 0 && record.retry > epoch_) continue;
     if (slot < 0 || !(record.outside + pace[slot] * static_cast<float>(i - begin + 1) <
-                      need(record, snapshots_[slot], record.last)))
+                      need(record, snapshots_[slot], record.last))) {
       refresh.push_back(i);
+    } else if (room_left(sample) < 2 * kCompanyRoom) {
+      near_.push_back(sample);
+    }
   }
   live_ += live;
   // Where there is no record yet, the step that scans the row makes one as well.
   if (live == 0) refresh.clear();
   return refresh;
+}
+
+std::vector<int64_t> Certificates::company(int64_t rows, const std::function<bool(int64_t)>& busy) const {
+  std::vector<std::pair<float, int64_t>> near;
+  if (!active_) return {};
+  for (const int64_t sample : near_) {
+    const float left = room_left(sample);
+    if (left < kCompanyRoom && !busy(sample)) near.emplace_back(left, sample);
+  }
+  const int64_t places = (kCompanyMost - rows % kCompanyMost) % kCompanyMost;
+  const size_t most = std::min<int64_t>(places, neurons_ * inputs_ * 4 / kCompanyBytes);
+  const size_t take = std::min(near.size(), most);
+  std::partial_sort(near.begin(), near.begin() + take, near.end());
+  std::vector<int64_t> samples;
+  for (size_t i = 0; i < take; ++i) samples.push_back(near[i].second);
+  return samples;
 }
 
 void Certificates::end_epoch(int64_t certified) {

@@ -22,6 +22,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <vector>
@@ -67,6 +68,11 @@ struct CertificatePolicy {
   static constexpr int kFarBounds = 64;   // of these a record keeps bounds of its own, once they were scored: a few are
                                           // near a sample, and stay near
   static constexpr int kFarSnapshot = 32;  // from there on a new snapshot is worth its slot, however small delta is
+  // A scan is one pass over W, so it takes samples along whose records have used up three quarters of their room: one
+  // for so many bytes of W, since a row costs its products too.
+  static constexpr int64_t kCompanyBytes = 1 << 16;
+  static constexpr int kCompanyMost = 32;
+  static constexpr float kCompanyRoom = 0.25f;
   static constexpr float kDrifted = 0.05f, kDriftedAgain = 0.25f;  // or from this growth of delta on, in gaps: the
                                                                    // first snapshot of an epoch, and others
 };
@@ -116,6 +122,9 @@ class Certificates : public CertificatePolicy {
   // The positions of order[begin, end) that a batch refresh should take now: their slack may run out before their turn.
   std::vector<int64_t> expiring(const int64_t* order, int64_t begin, int64_t end);
   void end_epoch(int64_t certified);
+  // The samples that a scan of `rows` rows should take along: their records are the nearest to failing. Not those with
+  // busy(sample).
+  std::vector<int64_t> company(int64_t rows, const std::function<bool(int64_t)>& busy) const;
   bool active() const { return active_; }
   float gap() const { return gap_; }
   // Before a scan that makes records: the snapshot it belongs to, and how far below the threshold it keeps neurons.
@@ -191,6 +200,7 @@ class Certificates : public CertificatePolicy {
   float room(const Record& record, const Snapshot& snapshot, float threshold) const;
   float need(const Record& record, const Snapshot& snapshot, float threshold) const;
   float rest(const Visit& visit) const;
+  float room_left(int64_t sample) const;
   bool start(Visit* visit, int64_t sample);
   void add(Visit* visit, int32_t neuron, int32_t place) const;
   bool listed(const Visit& visit, int32_t neuron, int from) const;
@@ -271,6 +281,7 @@ class Certificates : public CertificatePolicy {
   std::unique_ptr<float[]> mover_bounds_;  // (N, movers_max)
   std::unique_ptr<int32_t[]> extras_;      // (N, kFarBounds)
   std::unique_ptr<float[]> extra_bounds_;  // (N, kFarBounds)
+  std::vector<int64_t> near_;              // samples of this epoch that had used up half of their room, or more
   std::vector<int32_t> stamp_;             // (N,) last epoch that listed the sample
 
   bool active_ = false;

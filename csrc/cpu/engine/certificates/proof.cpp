@@ -24,6 +24,15 @@ float Certificates::need(const Record& record, const Snapshot& snapshot, float t
   return room(record, snapshot, threshold) - (snapshot.delta + record.strayed);
 }
 
+// How much of a record's room is left, as a share of what a new record would have; at least 1 where there is none.
+float Certificates::room_left(int64_t sample) const {
+  const Record& record = records_[sample];
+  const int slot = slot_of(record);
+  if (slot < 0) return 1;
+  const float whole = -slack_ - record.outside;
+  return whole > 0 ? (need(record, snapshots_[slot], record.last) - record.outside) / whole : 1;
+}
+
 // The largest margin that a neuron which the visit has not looked at can have had at r.
 float Certificates::rest(const Visit& visit) const {
   const Record& record = *visit.record;
