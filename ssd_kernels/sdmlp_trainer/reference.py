@@ -122,8 +122,8 @@ class ReferenceTrainer:
             if self.velocity is not None:
                 gradient = self.velocity[index].mul_(self.settings.momentum).add_(gradient)
             parameter.sub_(self.settings.lr * gradient).clamp_(min=0)
-        norm = torch.linalg.vector_norm(self.weight, dim=1, keepdim=True)
-        self.weight.div_(torch.where(norm > 0, norm, torch.ones_like(norm)))
+        norm = torch.linalg.vector_norm(self.weight.double(), dim=1, keepdim=True)  # squares may leave fp32
+        self.weight.div_(torch.where(norm > 0, norm, torch.ones_like(norm)).to(self.weight.dtype))
 
 
 def _dense(teacher: Teacher, batch: Tensor) -> Tensor:

@@ -363,6 +363,22 @@ def test_a_score_that_is_not_finite_is_an_error() -> None:
     assert engine.last_stats.steps == 0
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("switch", [None, 1e9], ids=["winners", "all active"])
+@pytest.mark.parametrize("lr", [1e-25, 1e25])
+def test_rows_whose_squares_leave_float32_get_norm_one(lr: float, switch: float | None, backend: str) -> None:
+    """Only a row that the clamp empties may end as zeros, whatever the size of the step."""
+    x, y = clusters(64, 24, 3, 1, torch.float32)
+    rows = []
+    for dtype, name in ((torch.float64, "reference"), (torch.float32, backend)):
+        weight, output, counts = model(40, 24, 3, dtype=dtype)
+        engine = SDMLPEngine(weight, output, counts, k=4, gaba_switch=switch, lr=lr, backend=name)
+        engine.train_epoch(x.to(dtype), y, torch.arange(64), batch_size=64)
+        rows.append(weight.double())
+    torch.testing.assert_close(rows[1], rows[0], rtol=1e-4, atol=1e-5)
+    assert (torch.linalg.vector_norm(rows[1], dim=1) > 0.999).sum() > 0
+
+
 @pytest.mark.skipif("SSD_DATA_DIR" not in os.environ, reason="SSD_DATA_DIR is not set: no embeddings here")
 def test_embeddings_certify_bitwise() -> None:
     from safetensors.torch import load_file

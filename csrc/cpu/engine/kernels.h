@@ -47,8 +47,8 @@ struct SdmlpKernels {
   // sum (D,) = sum_i coef[i] * x[i], in the order given; returns ||sum||^2.
   double (*accumulate_rows)(const float* const* x, const float* coef, int n, int64_t D, float* sum);
   // w -= step * gradient; clamped at 0; divided by its norm (a zero row stays). Returns ||new - from||, where from may
-  // be w itself, as it was.
-  double (*update_row)(float* w, const float* gradient, float step, int64_t D, const float* from);
+  // be w itself, as it was; old (D,) is scratch.
+  double (*update_row)(float* w, const float* gradient, float step, int64_t D, const float* from, float* old);
   // The all-active step of n <= 4 rows: w_r -= step sum_c v[r * Cp + c] m[c * D + d], clamped at 0, unit norm.
   // movement[r] = ||new - old||; fresh (n, D) is scratch.
   void (*dense_update_rows)(const float* v, const float* m, float* w, int n, float step, int C, int Cp, int64_t D,

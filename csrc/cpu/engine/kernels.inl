@@ -6,6 +6,7 @@
 #include "engine/kernels.h"
 #include "engine/scan_kernels.h"
 #include "engine/vector.h"
+#include "rows/row_update.h"
 
 namespace ssd::cpu::SSD_LEVEL {
 namespace {
@@ -111,9 +112,8 @@ SSD_INLINE double sum_of_squares(const float* values, int64_t n) {
   double total = reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3]));
   for (; d < n; ++d) total += static_cast<double>(values[d]) * values[d];
   if (total < 1e30) return total;
-  total = 0;  // squares may have left fp32: only a number that is not finite itself gives such a sum
-  for (d = 0; d < n; ++d) total += static_cast<double>(values[d]) * values[d];
-  return total;
+  // Squares may have left fp32: only a number that is not finite itself gives such a sum.
+  return sum_of_squares_fp64(n, [&](int64_t at) { return static_cast<double>(values[at]); });
 }
 
 template <int NV>
@@ -139,40 +139,8 @@ double accumulate_rows(const float* const* x, const float* coef, int n, int64_t 
   return sum_of_squares(sum, D);
 }
 
-double update_row(float* w, const float* gradient, float step, int64_t D, const float* from) {
-  const V minus = V::set1(-step), zero = V::zero();
-  const int64_t whole = D / kW * kW;
-  // ||clamp(w - step g)||^2; the values are made again below, since a row may be longer than the registers.
-  V sum[2] = {V::zero(), V::zero()};
-  for (int64_t d = 0; d < whole; d += kW) {
-    const V fresh = vmax(fma(minus, V::load(gradient + d), V::load(w + d)), zero);
-    sum[d / kW % 2] = fma(fresh, fresh, sum[d / kW % 2]);
-  }
-  double norm2 = reduce_add(sum[0] + sum[1]);
-  for (int64_t d = whole; d < D; ++d) {
-    const float value = fma_scalar(-step, gradient[d], w[d]);
-    norm2 += value > 0.f ? static_cast<double>(value) * value : 0.0;
-  }
-  const float inverse = norm2 > 0 ? static_cast<float>(1.0 / __builtin_sqrt(norm2)) : 1.f;
-  const V scale = V::set1(inverse);
-  V moved[2] = {V::zero(), V::zero()};
-  for (int64_t d = 0; d < whole; d += kW) {
-    const V old = V::load(w + d);
-    const V fresh = vmax(fma(minus, V::load(gradient + d), old), zero) * scale;
-    const V change = fresh - V::load(from + d);
-    fresh.store(w + d);
-    moved[d / kW % 2] = fma(change, change, moved[d / kW % 2]);
-  }
-  double moved2 = reduce_add(moved[0] + moved[1]);
-  for (int64_t d = whole; d < D; ++d) {
-    const float old = w[d];
-    float fresh = fma_scalar(-step, gradient[d], old);
-    fresh = (fresh > 0.f ? fresh : 0.f) * inverse;
-    const float change = fresh - from[d];
-    w[d] = fresh;
-    moved2 += static_cast<double>(change) * change;
-  }
-  return __builtin_sqrt(moved2);
+double update_row(float* w, const float* gradient, float step, int64_t D, const float* from, float* old) {
+  return update_weight_row<true, kRowSums, false>(w, gradient, step, true, kSmallestNorm, from, old, D);
 }
 
 void add_penalty(float* gradient, const float* value, const float* importance, const float* anchor, float twice_coef,

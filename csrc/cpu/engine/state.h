@@ -99,6 +99,7 @@ struct UpdateChunk {
   Floats gradient;               // (slots, D)
   Floats output_gradient;        // (slots, Cp)
   std::vector<float> pull;       // (D,) scratch: a row's penalty gradient
+  std::vector<float> old_row;    // (D,) scratch: a row before its step
   Floats coef;                   // scratch: gradients of some neurons over all batch rows, 0 where silent
   double norm2 = 0;              // squared norm of the range's gradients
   std::vector<const float*> x;   // scratch of one slot

@@ -127,10 +127,12 @@ void SdmlpTrainer::Impl::move(UpdateChunk& chunk, int64_t j, const float* gradie
 // Updates a row of W; returns a bound of its distance from where it was at the era's start.
 double SdmlpTrainer::Impl::step_row(UpdateChunk& chunk, int64_t j, const float* gradient, float step) {
   float* row = weight + j * D;
+  chunk.old_row.resize(D);
+  float* const old = chunk.old_row.data();
   // Where many rows move, most of them move on, and keeping their old places costs more than it proves.
   const bool many = 4 * static_cast<int64_t>(chunk.neuron.size()) > chunk.end - chunk.begin;
   if (!certificates.active() || many) {
-    const double movement = kernel.update_row(row, gradient, step, D, row);
+    const double movement = kernel.update_row(row, gradient, step, D, row, old);
     return certificates.distance(j) + movement * kMovementGrowth;
   }
   int32_t& place = chunk.era_place[j - chunk.begin];
@@ -138,12 +140,12 @@ double SdmlpTrainer::Impl::step_row(UpdateChunk& chunk, int64_t j, const float* 
     const int64_t kept = static_cast<int64_t>(chunk.era_distance.size());
     const double before = certificates.distance(j);
     if ((kept + 1) * D * 4 * kUpdateChunks > kEraBytes)
-      return before + kernel.update_row(row, gradient, step, D, row) * kMovementGrowth;
+      return before + kernel.update_row(row, gradient, step, D, row, old) * kMovementGrowth;
     place = static_cast<int32_t>(kept);
     chunk.era_distance.push_back(before);
     chunk.era_rows.insert(chunk.era_rows.end(), row, row + D);
   }
-  const double distance = kernel.update_row(row, gradient, step, D, &chunk.era_rows[place * D]);
+  const double distance = kernel.update_row(row, gradient, step, D, &chunk.era_rows[place * D], old);
   return chunk.era_distance[place] + distance * kMovementGrowth;
 }
 

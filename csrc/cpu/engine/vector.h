@@ -8,6 +8,8 @@ namespace {
 
 using V = Vec<float>;
 constexpr int kW = V::kWidth;
+constexpr int kRowSums = 2;                // of a row's update (rows/row_update.h)
+constexpr double kSmallestNorm = 1.2e-38;  // the smallest normal float: any row but one of zeros gets norm 1
 
 SSD_INLINE float fma_scalar(float a, float b, float c) {
 #if defined(__FMA__) || defined(__FP_FAST_FMAF)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "engine/vector.h"
+#include "rows/row_update.h"
 
 namespace ssd::cpu::SSD_LEVEL {
 namespace {
@@ -52,22 +53,12 @@ SSD_INLINE void dense_rows(const float* v, const float* m, float* w, float step,
     }
   }
   for (int r = 0; r < N; ++r) {
-    const float inverse = norm2[r] > 0 ? static_cast<float>(1.0 / __builtin_sqrt(norm2[r])) : 1.f;
-    const V scale = V::set1(inverse);
-    float *row = w + r * D, *value = fresh + r * D;
-    V moved[2] = {V::zero(), V::zero()};
-    for (d = 0; d + kW <= D; d += kW) {
-      const V renewed = V::load(value + d) * scale, change = renewed - V::load(row + d);
-      renewed.store(row + d);
-      moved[d / kW % 2] = fma(change, change, moved[d / kW % 2]);
-    }
-    double moved2 = reduce_add(moved[0] + moved[1]);
-    for (; d < D; ++d) {
-      const float renewed = value[d] * inverse, change = renewed - row[d];
-      row[d] = renewed;
-      moved2 += static_cast<double>(change) * change;
-    }
-    movement[r] = __builtin_sqrt(moved2);
+    float* const value = fresh + r * D;
+    if (is_extreme(norm2[r]))
+      norm2[r] = sum_of_squares_fp64(D, [&](int64_t at) { return static_cast<double>(value[at]); });
+    const float inverse = static_cast<float>(inverse_norm(norm2[r], kSmallestNorm));
+    movement[r] = replace_row<kRowSums, false>(w + r * D, w + r * D, value, D, inverse,
+                                               [&](int64_t at, int lanes) { return load_lanes<V>(value + at, lanes); });
   }
 }
 
