@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,13 @@ def devices() -> list[torch.device]:
     return [torch.device("cpu"), *(torch.device("cuda", index) for index in range(max(count, 1)))]
 
 
+def picked(op: str, device: torch.device) -> str:
+    """What `auto` picks; the reasons are printed below it, so no warning is needed here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return _backend.resolve("auto", op, device)
+
+
 def device_lines(device: torch.device) -> list[str]:
     """What `auto` picks for every operation on one device, with the reason for each backend that it cannot pick."""
     if device.type == "cuda":
@@ -79,7 +87,7 @@ def device_lines(device: torch.device) -> list[str]:
         lines = [f"{device}: {torch.get_num_threads()} threads"]
     for op in _backend.OPERATIONS:
         try:
-            lines.append(f"  {op:<20} auto = {_backend.resolve('auto', op, device)}")
+            lines.append(f"  {op:<20} auto = {picked(op, device)}")
         except ValueError as error:  # SSD_BACKEND names one that cannot run it
             lines.append(f"  {op:<20} {error}")
         for backend in _backend.BACKENDS:
@@ -109,7 +117,7 @@ def operation(op: str, here: list[torch.device]) -> dict[str, Any]:
     """What `auto` picks, on a GPU where there is one, and each backend's reason not to run here, or None."""
     device = here[min(1, len(here) - 1)]
     try:
-        auto = _backend.resolve("auto", op, device)
+        auto = picked(op, device)
     except ValueError:  # SSD_BACKEND names one that cannot run it
         auto = None
     backends = {}

@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import warnings
 
 import torch
 
@@ -18,15 +19,18 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 OPERATIONS = ("activation_counts", "distill", "gaba_linear", "relu_fisher", "sdmlp_trainer", "sparse_linear",
               "sparse_update", "topk_linear")  # fmt: skip
 
+# The files of an operation's folder that make it one of a backend.
+_FILES = {"cpu": ("cpu.py", "native.py"), "triton": ("triton_kernel.py",), "cuda": ("cuda.py",)}
+
+
+def _implemented_by(backend: str) -> frozenset[str]:
+    folder = os.path.dirname(__file__)
+    held = {op: set(os.listdir(os.path.join(folder, op))) for op in OPERATIONS}
+    return frozenset(op for op in OPERATIONS if held[op].intersection(_FILES[backend]))
+
+
 # What exists today: the operations that each compiled backend implements.
-CPU_OPERATIONS: frozenset[str] = frozenset(
-    {"activation_counts", "distill", "gaba_linear", "relu_fisher", "sdmlp_trainer", "sparse_linear", "sparse_update",
-     "topk_linear"}
-)  # fmt: skip
-TRITON_OPERATIONS: frozenset[str] = frozenset(
-    {"activation_counts", "distill", "gaba_linear", "sdmlp_trainer", "sparse_linear", "sparse_update", "topk_linear"}
-)
-CUDA_OPERATIONS: frozenset[str] = frozenset()
+CPU_OPERATIONS, TRITON_OPERATIONS, CUDA_OPERATIONS = map(_implemented_by, ("cpu", "triton", "cuda"))
 
 
 @functools.cache
@@ -82,10 +86,22 @@ def missing_reason(backend: str, op: str, device: torch.device) -> str:
             return f"there is no such backend (allowed: {allowed})"
 
 
+@functools.cache
+def _warn_of_the_reference() -> None:
+    """Once in a process: without its native module the package works, but slowly."""
+    warnings.warn(
+        f"ssd_kernels: the native CPU module is not loaded ({_native.cpu_module()[1]}): backend='auto' takes the slow "
+        "reference; `python -m ssd_kernels` says more, SSD_BACKEND=reference asks for it in silence",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
 def resolve(backend: str, op: str, device: torch.device) -> str:
     """The backend that runs `op` on `device`: the one named, or for "auto" the fastest one present.
 
-    An explicit choice, by argument or by SSD_BACKEND, never falls back.
+    An explicit choice, by argument or by SSD_BACKEND, never falls back. "auto" warns once where CPU tensors take the
+    reference because the native module cannot be loaded.
 
     Raises:
         ValueError: the named backend cannot run it; says why.
@@ -94,7 +110,11 @@ def resolve(backend: str, op: str, device: torch.device) -> str:
         backend = os.environ.get("SSD_BACKEND", "auto")
     if backend == "auto":
         if device.type == "cpu":  # looked at first: it comes before every short call
-            return "cpu" if op in CPU_OPERATIONS and _native.cpu_module()[0] is not None else "reference"
+            if op in CPU_OPERATIONS:
+                if _native.cpu_module()[0] is not None:
+                    return "cpu"
+                _warn_of_the_reference()
+            return "reference"
         order = ("cuda", "triton", "cpu") if device.type == "cuda" else ("cpu",)
         return next((name for name in order if not missing_reason(name, op, device)), "reference")
     if reason := missing_reason(backend, op, device):

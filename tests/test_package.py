@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -131,6 +132,26 @@ print(_backend.resolve("auto", "topk_linear", torch.device("cpu")))
     sentence, auto = result.stdout.splitlines()
     assert sentence.startswith("backend='cpu' cannot run topk_linear: the native CPU module is not loaded (")
     assert auto == "reference"
+
+
+def test_auto_warns_once_that_it_takes_the_reference(without_native, tmp_path):
+    code = """
+import torch
+import ssd_kernels
+for _ in range(2):
+    ssd_kernels.topk_linear(torch.rand(2, 3), torch.rand(4, 3), 1)
+    ssd_kernels.normalize_inputs(torch.rand(2, 3))
+"""
+    broken = tmp_path / "ssd_kernels" / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
+    for content, reason in ((None, "No module named"), (b"not a module", "ImportError")):
+        if content is not None:
+            broken.write_bytes(content)
+        loud = run_python("-W", "always", "-c", code, env=without_native)
+        assert loud.returncode == 0, loud.stderr
+        assert loud.stderr.count("RuntimeWarning: ssd_kernels: the native CPU module is not loaded") == 1, loud.stderr
+        assert reason in loud.stderr
+    quiet = run_python("-W", "error", "-c", code, env={**without_native, "SSD_BACKEND": "reference"})
+    assert (quiet.returncode, quiet.stderr) == (0, "")
 
 
 def test_doctor_says_what_runs():
