@@ -10,6 +10,7 @@ import warnings
 
 from .cli.failures import leave_at_once, raise_terminated, report
 from .errors import BadInput
+from .sizes import check_address_space
 
 # What the extra `train` installs, by the names that are imported.
 MODULES = ("filelock", "jsonargparse", "matplotlib", "PIL", "rich", "safetensors", "sklearn", "tqdm", "yaml")
@@ -20,6 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave_at_once)
     try:
+        check_address_space()
         if missing := [name for name in MODULES if importlib.util.find_spec(name) is None]:
             raise BadInput(f"not installed: {', '.join(missing)}; run: pip install 'ssd-kernels[train]'")
         if not sys.flags.dev_mode:

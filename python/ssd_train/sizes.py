@@ -11,6 +11,7 @@ from .errors import BadInput
 
 SMALL = 1 << 26  # bytes that any file may expand to
 RATIO = 100  # beyond that: expanded bytes per byte of the file. Data for training compresses by less than 20
+LEAST_SPACE = 1_200_000_000  # bytes of addresses; torch, numpy and scikit-learn take .95 GB
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -103,10 +104,22 @@ def memory_limit() -> int:
     return min(limits)
 
 
+def check_address_space() -> None:
+    """Refuses a limit under which libraries would end the process from within while they are loaded.
+
+    Raises:
+        BadInput: `ulimit -v` leaves less than a small run takes.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY and soft < LEAST_SPACE:
+        raise BadInput(f"ulimit -v: this process may use {_gigabytes(soft)} of addresses, "
+                       f"{_gigabytes(LEAST_SPACE)} are needed")  # fmt: skip
+
+
 def cores() -> int:
     """The cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.3g} GB" if size >= 10**8 else f"{size} bytes"
+    return f"{size} bytes" if size < 10**8 else f"{min(size, 10**30) / 1e9:.3g} GB"

@@ -11,10 +11,11 @@ from ssd_train import data
 from ssd_train.config import TrainConfig
 from ssd_train.distill import select_units
 from ssd_train.importance import ESTIMATORS, layers_of
+from ssd_train.methods import METHODS
 from ssd_train.methods.base import Batch
 from ssd_train.methods.icarl import herd
 from ssd_train.model import ReLUMLP
-from ssd_train.records import Interrupted
+from ssd_train.records import COLUMNS, Interrupted
 from ssd_train.trainer import Trainer
 
 
@@ -193,7 +194,18 @@ def test_icarl_keeps_exemplars_of_every_class_and_forgets_less(tmp_path):
             for label, rows in trainer.method.exemplars.items():
                 assert (digits.y_train[rows] == label).all() and 0 < len(rows) <= 2000 // 10
             assert len(trainer.method.exemplars) == 10
+            curve = torch.tensor(trainer.history, dtype=torch.float64)
+            first = [curve[(curve[:, 0] == t) & (curve[:, 1] < 15)][0] for t in (1, 2)]
+            on_task = [row[len(COLUMNS) + t].item() for t, row in zip((1, 2), first)]
+            assert min(on_task) > 0.2, "the curve of a task starts before its exemplars are chosen"
     assert accuracy["icarl"] > accuracy["finetune"] + 0.2
+
+
+@pytest.mark.parametrize("n, text", [(100, "all 100 units"), (500, "all 100 units"), (20, "20 units"), (3, "5 units")])
+def test_the_estimator_says_how_many_units_are_distilled(n, text):
+    """n is clamped to K .. R; with n = R nothing is selected, and it says so."""
+    told = METHODS["ssd"](config("ssd", neurons=100, k=5, n_distill=n)).estimator()
+    assert told.startswith(text)
 
 
 def test_flymodel_learns_in_one_pass(tmp_path):

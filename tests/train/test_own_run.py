@@ -20,7 +20,7 @@ from ssd_train.run import runner
 from ssd_train.run.folder import claimed
 
 TINY = ["run", "--data", "digits", "--neurons", "50", "--k", "5", "--epochs", "1", "--n-distill", "20",
-        "--classes-per-task", "5", "--plots", "false", "--method", "finetune", "--engine", "autograd"]  # fmt: skip
+        "--classes-per-task", "5", "--plots", "false", "--method", "sdmlp", "--engine", "autograd"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def tree(out):
     (["--seeds", "1"], ["seed is 1", "0"]),
     (["--lr", ".07"], ["lr is 0.07", "0.05"]),
     (["--neurons", "60"], ["neurons is 60", "50"]),
-    (["--method", "sdmlp"], ["method is 'sdmlp'", "'finetune'"]),
+    (["--method", "ssd"], ["method is 'ssd'", "'sdmlp'"]),
     (["--momentum", "0.5"], ["momentum is 0.5", "0.0"]),
 ])  # fmt: skip
 def test_a_checkpoint_of_another_run_is_refused(changed, words, run, capsys, tmp_path):
@@ -72,7 +72,7 @@ def test_a_checkpoint_of_another_run_is_refused(changed, words, run, capsys, tmp
 
 
 def test_an_edited_config_is_refused(run, capsys):
-    for name, value in (("lr", 0.06), ("method", "sdmlp"), ("neurons", 70), ("epochs", 5), ("momentum", 0.9)):
+    for name, value in (("lr", 0.06), ("method", "ssd"), ("neurons", 70), ("epochs", 5), ("momentum", 0.9)):
         settings = yaml.safe_load((run / "config.yaml").read_text())
         before = (run / "config.yaml").read_text()
         (run / "config.yaml").write_text(yaml.safe_dump(settings | {name: value}))
@@ -238,3 +238,108 @@ sys.exit(main(["run", "--data", "digits"]))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "ssd-train: interrupted\n")
+
+
+def test_too_little_address_space_is_one_line(tmp_path):
+    """OpenBLAS would end the process itself, in the middle of an import."""
+    argv = ["bash", "-c", 'ulimit -v 600000; exec "$0" -m ssd_train run --data digits', sys.executable]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1 and "ulimit -v" in done.stderr
+
+
+@pytest.mark.parametrize("name, value", [
+    ("accuracy", ...), ("accuracy", None), ("accuracy", {"mean": "x", "std": 0, "per_seed": []}), ("bwt", {"mean": 1}),
+    ("config", ...), ("config", {"neurons": 3}), ("data", None), ("seeds", 3), ("runs", {}), ("runs", [1]),
+    ("method", ["a"]), ("estimator", None),
+])  # fmt: skip
+def test_report_of_damaged_results(name, value, run, capsys):
+    path = run / "results.json"
+    changed = json.loads(path.read_text()) | {name: value}
+    path.write_text(json.dumps({key: item for key, item in changed.items() if item is not ...}))
+    refused(capsys, ["report", run], str(path), name)
+
+
+@pytest.mark.parametrize("text, words", [("[" * 100_000, "not JSON"), ("\xff", "UTF-8"), ("{}", "schema 1")])
+def test_report_of_what_is_no_results(text, words, run, capsys):
+    (run / "results.json").write_bytes(text.encode("latin-1"))
+    refused(capsys, ["report", run], "results.json", words)
+
+
+@pytest.mark.parametrize("kind", ["table", "markdown", "json"])
+def test_report_prints_markup_as_it_is(kind, run, capsys):
+    path = run / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"method": "[/red]a|b\x1b[31m\x07"}))
+    capsys.readouterr()
+    assert cli.main(["report", str(run), "--format", kind]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\x07" not in out
+    assert {"table": "[/red]a", "markdown": "[/red]a\\|b", "json": "[/red]a|b"}[kind] in out
+
+
+@pytest.mark.parametrize("changes", [
+    {"gaba_switch": ...}, {"gaba_switch": -1}, {"gaba_switch": "x"}, {"order": [99]}, {"order": [0]}, {"order": None},
+    {"data": None}, {"data": {"dim": 64, "classes": 10**12}}, {"data": {"dim": True, "classes": 10}},
+    {"config": {"k": 0}}, {"config": {"k": None}}, {"config": {"method": "zzz"}}, {"config": {"dtype": "os"}},
+    {"config": {"neurons": 10**12}}, {"config": {"layers": 10**9}}, {"config": {"neurons": []}},
+    {"config": {"validation": 2}}, {"config": {"unheard": 1}}, {"config": {"data": 5}},
+], ids=str)  # fmt: skip
+def test_eval_of_forged_metadata(changes, run, capsys):
+    """With a SHA-256 that fits."""
+    path = run / "seed-0" / "model.safetensors"
+    tensors, state = read_tensors(path)
+    state |= changes | {"config": state["config"] | changes.get("config", {})}
+    write_tensors(path, tensors, {key: value for key, value in state.items() if value is not ...})
+    refused(capsys, ["eval", run], str(path))
+
+
+def test_eval_of_forged_weights(run, capsys):
+    path = run / "seed-0" / "model.safetensors"
+    tensors, state = read_tensors(path)
+    name = next(iter(sorted(tensors)))
+    for forged in (tensors[name] * float("nan"), tensors[name][:-1], tensors[name].double()):
+        write_tensors(path, tensors | {name: forged}, state)
+        refused(capsys, ["eval", run], str(path), name)
+
+
+def test_eval_of_folders_and_devices(run, capsys):
+    shutil.copytree(run / "seed-0", run / "seed-x")
+    assert cli.main(["eval", str(run)]) == 0
+    for device in ("foo", "meta", "cuda:-1", "cuda:99"):
+        refused(capsys, ["eval", run, "--device", device], "--device", device)
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--neurons", "1000000000000"], ["--neurons 1000000000000", "memory"]),
+    (["--neurons", "1" * 400], ["--neurons 1111", "memory"]),
+    (["--layers", "1000"], ["--layers", "1 .. 100"]),
+    (["--threads", "100000"], ["--threads", "4 x the cores"]),
+    (["--epochs", "9" * 5000], ["epochs"]),
+], ids=lambda v: v[0])  # fmt: skip
+def test_more_than_this_machine_can_do(options, words, capsys, tmp_path):
+    refused(capsys, [*TINY, *options, "--out", tmp_path / "out"], *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_larger_than_the_data_is_all_of_it(run, tmp_path):
+    """Nothing is sized by the option."""
+    argv = [*TINY, "--engine", "fused", "--method", "sdmlp", "--seeds", "0"]
+    assert cli.main([*argv, "--batch-size", "9999999999", "--out", str(tmp_path / "a")]) == 0
+    assert cli.main([*argv, "--batch-size", "1437", "--out", str(tmp_path / "b")]) == 0
+    a, b = (read_tensors(tmp_path / name / "seed-0" / "model.safetensors")[0] for name in "ab")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("error, code, words", [
+    (MemoryError("big"), 2, "not enough memory"), (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), 2,
+    "not enough memory"), (RuntimeError("x\ny"), 2, "x y"), (OverflowError("o"), 2, "too large"),
+    (RecursionError("r"), 2, "nested"), (OSError(28, "No space left on device", "f"), 2, "f: No space"),
+    (KeyboardInterrupt(), 130, "interrupted"), (KeyError("k"), 1, "a fault of this program"),
+    (ImportError("i"), 2, "ImportError: i"),
+], ids=repr)  # fmt: skip
+def test_any_failure_is_one_line_and_a_code(error, code, words, capsys, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "parse_run", fail)
+    refused(capsys, ["run"], words, code=code)

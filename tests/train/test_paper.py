@@ -10,7 +10,7 @@ import time
 
 import pytest
 from ssd_train.cli import main as cli
-from ssd_train.report.experiments import EXPERIMENTS, column_of
+from ssd_train.report.experiments import EXPERIMENTS, coefficients, column_of
 from ssd_train.report.paper import varied_by
 
 TINY = ["--epochs", "4", "--neurons", "40", "--set", "batch_size=64", "k=5", "n_distill=20", "probe_size=60"]
@@ -76,6 +76,13 @@ def test_columns_of_the_paper():
     assert column_of("CIFAR-100 (fine labels)") == "CIFAR-100" and column_of("cifar10_convmixer") == "CIFAR-10"
     assert column_of("mnist") == "MNIST" and column_of("digits") == "digits"
     assert column_of("Tiny-ImageNet-200 at 32 x 32") == "Split Tiny-ImageNet-200"
+
+
+def test_mnist_has_its_own_coefficients():
+    """Those of the SDMLP paper; a row that sets them itself keeps its own."""
+    assert coefficients({"method": "l2"}, "MNIST") == {"coef": 10.0} and not coefficients({"method": "l2"}, "CIFAR-10")
+    assert coefficients({"method": "si"}, "MNIST") == {"coef": 1500.0, "beta": 0.005}
+    assert coefficients({"method": "ssd"}, "MNIST") == {}
 
 
 def test_processes_and_ctrl_c(tmp_path):

@@ -70,9 +70,17 @@ class ICaRL(Method):
 
     @torch.no_grad()
     def measure_means(self, trainer: Trainer) -> Tensor:
-        """Unit-norm mean feature of each class with exemplars; the features move with every step."""
+        """Unit-norm mean feature of each class; the features move with every step.
+
+        Of exemplars, or for a class of the task that is being trained, which has none yet, of its training samples.
+        """
         means = torch.full((trainer.data.classes, trainer.config.neurons), float("nan"), dtype=trainer.x_train.dtype)
-        for label, rows in self.exemplars.items():
+        current, rows_of = trainer.progress.stage, dict(self.exemplars)
+        if trainer.progress.started and current < len(trainer.stages):
+            own = trainer.stages[current]
+            for label in set(trainer.y_train[own].tolist()) - rows_of.keys():
+                rows_of[label] = own[trainer.y_train[own] == label][:MEMORY]
+        for label, rows in rows_of.items():
             means[label] = F.normalize(self.features(trainer.model, trainer.x_train[rows]).mean(0), dim=0)
         return means
 
@@ -84,7 +92,7 @@ class ICaRL(Method):
 
     def predict(self, trainer: Trainer, x: Tensor) -> Tensor:
         """Scores whose largest is the nearest mean: minus the squared distance; classes not seen never win."""
-        if not self.exemplars:
+        if not self.exemplars and not trainer.progress.started:
             return trainer.engine.predict(x)
         means = self.measure_means(trainer)
         distance = torch.cdist(self.features(trainer.model, x), means.nan_to_num()).square()

@@ -96,7 +96,11 @@ class SSD(Method):
 
     def estimator(self) -> str:
         source = "the previous task's data" if self.config.frequency == "eval" else "the previous task's last epoch"
-        own = f"{self.config.n_distill} units by {self.config.rank} over {source}, {self.config.hidden}"
+        units = min(max(self.config.n_distill, self.config.k), self.config.neurons)
+        chosen = f"{units} units by {self.config.rank} over {source}"
+        if units == self.config.neurons:
+            chosen = f"all {units} units, so that nothing is selected"
+        own = f"{chosen}, {self.config.hidden}"
         return own if super().estimator() == "none" else f"{own}; {super().estimator()}"
 
     def fused_terms(self, trainer: Trainer) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..pretrained import NEEDED
 from ..records import Interrupted
 from ..validate import model_kind
 from . import figures
-from .experiments import EXPERIMENTS, Experiment, column_of
+from .experiments import EXPERIMENTS, Experiment, coefficients, column_of
 from .trained import Trained
 
 
@@ -47,7 +47,7 @@ def paper(name: str, data: list[str], seeds: str, out: Path, overrides: dict[str
     plan = []
     for spec, column in columns.items():
         for cell in experiment.cells:
-            settings = _settings(name, cell.settings, spec, overrides)
+            settings = _settings(name, coefficients(cell.settings, column) | cell.settings, spec, overrides)
             settings |= _pretrained(cell.row, settings, pretrained or [])
             plan.append((cell, column, [make_job(settings, seed, out / "runs", threads) for seed in numbers]))
     try:

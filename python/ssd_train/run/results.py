@@ -150,8 +150,9 @@ def read(folder: Path) -> dict[str, Any]:
         _need(_fits(results.get(name), kind), path, name, results.get(name))
     for name in SUMMARIZED:
         triple = results.get(name)
-        numbers = [triple.get("mean"), triple.get("std"), *triple["per_seed"]] if _fits(triple, TRIPLE) else [triple]
-        _need(all(n is None or _fits(n, float) for n in numbers), path, name, triple)
+        ok = _fits(triple, TRIPLE) and {"mean", "std"} <= triple.keys()
+        numbers = [triple["mean"], triple["std"], *triple["per_seed"]] if ok else []
+        _need(ok and all(n is None or _fits(n, float) for n in numbers), path, name, triple)
     for index, run in enumerate(results["runs"]):
         _need(_fits(run, RUN), path, f"runs[{index}]", run)
     return results
