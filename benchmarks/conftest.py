@@ -42,7 +42,8 @@ def smoke(request: pytest.FixtureRequest) -> bool:
 def compare(request: pytest.FixtureRequest, smoke: bool) -> Callable[..., Table]:
     """compare(title, contenders, baseline=..., gate=..., targets=...): gate, time, keep the table, and return it.
 
-    `gate` raises where a result is wrong; nothing is timed then. `targets` maps a contender to (baseline, ratio).
+    `gate` raises where a result is wrong; nothing is timed then. `targets` maps a contender to (baseline, ratio). `by`:
+    what ratios are of, "median" or "mean".
     Other options are those of measure.interleaved.
     """
 
@@ -56,13 +57,14 @@ def compare(request: pytest.FixtureRequest, smoke: bool) -> Callable[..., Table]
         seconds: float = 20.0,
         rounds: int = 60,
         notes: list[str] | None = None,
+        by: str = "median",
         **options: object,
     ) -> Table:
         gate()
         if smoke:
             targets, seconds, rounds = None, 1.0, 5
         timings = measure.interleaved(contenders, seconds=seconds, rounds=rounds, **options)
-        table = Table(title, baseline, timings, dict(targets or {}), list(notes or []))
+        table = Table(title, baseline, timings, dict(targets or {}), list(notes or []), by)
         request.config.stash[_TABLES].append(table)
         if request.config.getoption("--check-targets"):
             assert not table.missed(), "; ".join(table.missed())

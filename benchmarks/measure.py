@@ -19,12 +19,13 @@ from ssd_kernels import _native
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds: the median of all rounds, and the quartiles around it."""
+    """Seconds: the median of all rounds, the quartiles around it, and the mean."""
 
     median: float
     low: float
     high: float
     rounds: int
+    mean: float | None = None  # unknown in older results
 
 
 def interleaved(
@@ -59,9 +60,9 @@ def interleaved(
 
 
 def timing(samples: list[float]) -> Timing:
-    """Median and quartiles of some seconds."""
+    """Median, quartiles and mean of some seconds."""
     low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
-    return Timing(median, low, high, len(samples))
+    return Timing(median, low, high, len(samples), statistics.fmean(samples))
 
 
 def _run(*command: str) -> str:

@@ -23,10 +23,11 @@ class Table:
     timings: dict[str, Timing]
     targets: dict[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
+    by: str = "median"  # what ratios are of: "median" or "mean"
 
     def ratio(self, name: str, baseline: str | None = None) -> float:
         """How many times faster than the baseline."""
-        return self.timings[baseline or self.baseline].median / self.timings[name].median
+        return getattr(self.timings[baseline or self.baseline], self.by) / getattr(self.timings[name], self.by)
 
     def missed(self) -> list[str]:
         """The targets, (baseline, ratio) per contender, that were not reached."""
@@ -37,8 +38,8 @@ class Table:
         ]
 
     def rows(self) -> list[list[str]]:
-        """Contender, median, quartiles, ratio to the baseline, target."""
-        rows = [["contender", "median ms", "quartiles ms", f"speed vs {self.baseline}", "target"]]
+        """Contender, median, quartiles, mean, ratio to the baseline, target."""
+        rows = [["contender", "median ms", "quartiles ms", "mean ms", f"speed vs {self.baseline}", "target"]]
         for name, timing in self.timings.items():
             baseline, wanted = self.targets.get(name, ("", 0.0))
             reached = self.ratio(name, baseline) >= wanted if baseline else True
@@ -48,6 +49,7 @@ class Table:
                     name,
                     f"{timing.median * 1e3:.3f}",
                     f"{timing.low * 1e3:.3f} - {timing.high * 1e3:.3f}",
+                    "" if timing.mean is None else f"{timing.mean * 1e3:.3f}",
                     f"{self.ratio(name):.2f}x",
                     f">= {wanted:g}x{of}: {'met' if reached else 'MISSED'}" if baseline else "",
                 ]
