@@ -73,7 +73,6 @@ MUTANTS = [
         ("blocks-by-their-own-margin", "margins[b] = std::max(margins[b], margins[b + 1]);", ";"),
         ("overflow-leaves-no-margin", "*outside = std::max(*outside, margin[i]);", ""),
         ("far-known-dropped", "static_cast<int32_t>(far_[newest_].neuron.size())", "0"),
-        ("far-bounds-of-an-older-record", "record.extras = 0;", ""),
     ),
     *killed_by(
         "cpp:test_certificates", f"{CERTIFICATES}/movement.cpp",

@@ -75,11 +75,15 @@ int64_t run(SimdLevel level, int64_t inputs, const Course& course, Random& rando
                                                  : 0);
   l.place(kFollower, 0, home);
   l.begin();
-  if (course.earlier) {
-    l.place(kFollower, 0, home + .03);
-    l.moved({kFollower});
+  if (course.earlier) {  // a snapshot of its own, too: the later one gets another slot, for another mover
+    l.snapshot();
+    l.scan(0);
+    l.place(kFollower, 0, home + .015 * l.certificates.gap());
+    l.place(kNeurons - 2, 0, .2);
+    l.moved({kFollower, kNeurons - 2});
     l.place(kFollower, 0, home);
-    l.moved({kFollower});
+    l.place(kNeurons - 2, 0, .02);
+    l.moved({kFollower, kNeurons - 2});
     l.next_era();
   }
   // Who moved far in this era is a mover of the snapshot's records: the winners move freely.
@@ -179,6 +183,8 @@ void check_far(SimdLevel level) {
             const double margin = margin_of(course, l), level_of = kThreshold - margin, gap = l.certificates.gap();
             const double away = !known ? 0 : turns ? -.5 * gap : .3 * gap;
             l.place(kFollower, 0, level_of - away);
+            // Without a list the margin that is left is the follower's own, and the bound of its way is met.
+            for (int64_t j = kWinners + 1; !listed && j <= kWinners + kNear; ++j) l.place(j, 0, .02);
             l.begin();
             std::vector<int64_t> movers;
             for (int64_t j = 0; j <= kWinners; ++j) movers.push_back(j);
