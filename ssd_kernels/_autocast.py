@@ -18,6 +18,10 @@ from torch import Tensor
 def cast(x: Tensor, weight: Tensor, /) -> tuple[Tensor, Tensor]: ...
 @overload
 def cast(x: Tensor, weight: Tensor, bias: Tensor | None, /) -> tuple[Tensor, Tensor, Tensor | None]: ...
+@overload
+def cast(
+    x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, /
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]: ...
 def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The floating-point tensors in the autocast dtype where autocast is on for the first one's device.
 

@@ -65,11 +65,12 @@ def top_n(arg0: int, arg1: int, arg2: int, arg3: int, /) -> None: ...
 def topk_linear_backward(
     arg0: int, arg1: int, arg2: int, arg3: int, arg4: int, arg5: int, arg6: int, arg7: int, arg8: int, arg9: int,
     arg10: int, arg11: int, arg12: int, arg13: bool, arg14: int, arg15: int, arg16: int, arg17: bool, arg18: bool,
-    arg19: int, arg20: int, arg21: int, arg22: int, arg23: int, arg24: str, /
+    arg19: int, arg20: int, arg21: int, arg22: int, arg23: bool, arg24: int, arg25: str, /
 ) -> None: ...
 def topk_linear_forward(
     arg0: int, arg1: int, arg2: int, arg3: int, arg4: int, arg5: int, arg6: int, arg7: int, arg8: int, arg9: int,
-    arg10: bool, arg11: bool, arg12: bool, arg13: bool, arg14: int, arg15: int, arg16: int, arg17: int, arg18: str, /
+    arg10: bool, arg11: bool, arg12: bool, arg13: bool, arg14: int, arg15: int, arg16: int, arg17: bool, arg18: int,
+    arg19: int, arg20: bool, arg21: int, arg22: str, /
 ) -> None: ...
 def topk_linear_pairs(
     arg0: int, arg1: int, arg2: int, arg3: int, arg4: int, arg5: bool, arg6: int, arg7: int, arg8: int, /

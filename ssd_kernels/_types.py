@@ -8,7 +8,7 @@ from torch import Tensor
 
 # The values of the public options, for type checkers; every function checks them at run time too.
 Backend = Literal["auto", "reference", "cpu", "triton", "cuda"]
-Activation = Literal["relu", "none"]
+Activation = Literal["relu", "none", "abs"]
 Normalize = Literal["none", "input", "both"]
 Precision = Literal["fp32"]
 Divergence = Literal["forward", "reverse"]

@@ -13,7 +13,7 @@ from torch.nn import functional
 _KEEP = frozenset(
     {functional.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, Tensor.clone, torch.clone, Tensor.contiguous,
      Tensor.detach, torch.detach, Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.cpu,
-     Tensor.data.__get__}
+     Tensor.data.__get__}  # type: ignore[attr-defined]
 )  # fmt: skip
 # They read no value, or belong to autograd.
 _NO_VALUES = frozenset(
@@ -51,11 +51,13 @@ class Winners(Tensor):
     def of(cls, dense: Tensor, values: Tensor, layer: Any) -> Winners:
         watched = dense.as_subclass(cls)
         watched.layer, watched.k = layer, values.shape[-1]
-        watched.signed = layer.activation == "none" and bool((values.detach()[..., -1:] < 0).any())
+        watched.signed = layer.activation != "relu" and bool((values.detach() < 0).any())
         return watched
 
     @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         source = next(a for a in (*args, *kwargs.values(), *_inside(args)) if isinstance(a, cls))
         _judge(source, func, args, kwargs)
@@ -66,19 +68,19 @@ class Winners(Tensor):
             result.layer, result.k, result.signed = source.layer, source.k, source.signed
         return result
 
-    def __deepcopy__(self, memo: dict) -> Tensor:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         return self.as_subclass(Tensor).clone()
 
-    def __reduce_ex__(self, protocol: int):
+    def __reduce_ex__(self, protocol: Any) -> Any:
         return self.as_subclass(Tensor).__reduce_ex__(protocol)
 
 
-def _inside(args: tuple) -> list:
+def _inside(args: tuple[Any, ...]) -> list[Any]:
     """The members of lists and tuples among the arguments, as torch.cat has them."""
     return [member for a in args if isinstance(a, list | tuple) for member in a]
 
 
-def _judge(source: Winners, func: Any, args: tuple, kwargs: dict) -> None:
+def _judge(source: Winners, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     name = getattr(func, "__name__", str(func))
     if func in _KEEP or func in _NO_VALUES:
         return

@@ -11,7 +11,8 @@ namespace {
 void forward(int dtype, int64_t batch, int64_t inputs, int64_t neurons, int64_t k, uintptr_t x, int64_t x_stride,
              uintptr_t weight, int64_t weight_stride, uintptr_t bias, bool relu, bool normalize_input,
              bool normalize_weight, bool inhibition, uintptr_t values, uintptr_t indices, uintptr_t threshold,
-             int threads, const std::string& simd) {
+             bool weight_transposed, uintptr_t rows, uintptr_t scale, bool magnitude, int threads,
+             const std::string& simd) {
   const cpu::SimdLevel level = simd_level(simd);
   const cpu::TopkLinearParams params{static_cast<cpu::Dtype>(dtype),
                                      batch,
@@ -30,7 +31,11 @@ void forward(int dtype, int64_t batch, int64_t inputs, int64_t neurons, int64_t 
                                      pointer<void>(values),
                                      pointer<int32_t>(indices),
                                      pointer<void>(threshold),
-                                     threads};
+                                     threads,
+                                     weight_transposed,
+                                     pointer<const int64_t>(rows),
+                                     pointer<const void>(scale),
+                                     magnitude};
   py::gil_scoped_release release;
   if (!cpu::topk_linear_forward(params, level)) throw std::bad_alloc();
 }
@@ -56,7 +61,7 @@ void backward(int dtype, int64_t batch, int64_t inputs, int64_t neurons, int64_t
               uintptr_t grad_values, uintptr_t x, int64_t x_stride, uintptr_t weight, int64_t weight_stride,
               uintptr_t values, uintptr_t indices, bool masked, uintptr_t order, uintptr_t rows, uintptr_t starts,
               bool normalize_input, bool normalize_weight, uintptr_t grad_x, uintptr_t grad_weight, uintptr_t grad_rows,
-              uintptr_t grad_bias, int threads, const std::string& simd) {
+              uintptr_t grad_bias, bool transposed, int threads, const std::string& simd) {
   const cpu::SimdLevel level = simd_level(simd);
   const cpu::TopkLinearBackwardParams params{static_cast<cpu::Dtype>(dtype),
                                              batch,
@@ -81,7 +86,8 @@ void backward(int dtype, int64_t batch, int64_t inputs, int64_t neurons, int64_t
                                              pointer<void>(grad_weight),
                                              pointer<void>(grad_rows),
                                              pointer<void>(grad_bias),
-                                             threads};
+                                             threads,
+                                             transposed};
   py::gil_scoped_release release;
   if (!cpu::topk_linear_backward(params, level)) throw std::bad_alloc();
 }

@@ -54,7 +54,7 @@ def _bwd(
 ) -> tuple[Tensor, Tensor]:
     if backend in ("cpu", "triton"):
         grad_values = values.new_empty(values.shape if need_values else 0)
-        grad_weight = _like_weight(weight) if need_weight else weight.new_empty(0)
+        grad_weight = like_weight(weight) if need_weight else weight.new_empty(0)
         wanted = (grad_values if need_values else None, grad_weight if need_weight else None)
         if backend == "cpu":
             cpu.backward(grad_y, values, indices, offsets, weight, *wanted)
@@ -66,11 +66,11 @@ def _bwd(
     grad_values, grad_weight = reference.sparse_linear_backward(grad_y, values, indices, offsets, weight)
     return (
         grad_values.contiguous() if need_values else values.new_empty(0),
-        _like_weight(weight).copy_(grad_weight) if need_weight else weight.new_empty(0),
+        like_weight(weight).copy_(grad_weight) if need_weight else weight.new_empty(0),
     )
 
 
-def _like_weight(weight: Tensor) -> Tensor:
+def like_weight(weight: Tensor) -> Tensor:
     """An empty (C, R) tensor, with the columns contiguous where those of the weight are, else the rows."""
     if cpu.columns_adjacent(weight):
         return weight.new_empty(weight.shape[1], weight.shape[0]).t()
@@ -80,7 +80,7 @@ def _like_weight(weight: Tensor) -> Tensor:
 def _bwd_fake(grad_y, values, indices, offsets, weight, need_values, need_weight, backend):
     return (
         values.new_empty(values.shape if need_values else (0,)),
-        _like_weight(weight) if need_weight else weight.new_empty(0),
+        like_weight(weight) if need_weight else weight.new_empty(0),
     )
 
 

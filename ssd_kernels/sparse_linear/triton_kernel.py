@@ -47,6 +47,21 @@ def _samples(count: int, offsets: torch.Tensor | None) -> torch.Tensor | None:
     return torch.searchsorted(offsets, torch.arange(count, device=offsets.device), right=True) - 1
 
 
+def entry_dots(
+    grad: torch.Tensor, indices: torch.Tensor, samples: torch.Tensor | None, weight: torch.Tensor, out: torch.Tensor
+) -> None:
+    """out[entry] = grad[sample of the entry, :] . weight[:, index]; entries are (B, K) where `samples` is None."""
+    entries, width = indices.numel(), weight.shape[0]
+    block_n = min(256, triton.next_power_of_2(width))
+    keys = _triton.machine_of(weight.device).keys
+    block_p = max(1, min(keys // block_n, triton.next_power_of_2(max(entries, 1))))
+    _triton.launch(
+        _entry_dots_kernel, (triton.cdiv(entries, block_p),), grad, indices, samples, weight, out, entries,
+        1 if samples is not None else indices.shape[-1], width, _triton.row_stride(grad), weight.stride(1),
+        weight.stride(0), BLOCK_P=block_p, BLOCK_N=block_n,
+    )  # fmt: skip
+
+
 def forward(
     values: torch.Tensor, indices: torch.Tensor, offsets: torch.Tensor | None, weight: torch.Tensor
 ) -> torch.Tensor:
@@ -72,16 +87,8 @@ def backward(
     """As reference.sparse_linear_backward, into the tensors given: contiguous values, (C, R) weight of any strides."""
     grad_y, values, indices = _triton.rows_adjacent(grad_y), values.contiguous(), indices.contiguous()
     samples = _samples(values.numel(), offsets)
-    entries, width = values.numel(), weight.shape[0]
     if grad_values is not None:
-        block_n = min(256, triton.next_power_of_2(width))
-        keys = _triton.machine_of(weight.device).keys
-        block_p = max(1, min(keys // block_n, triton.next_power_of_2(max(entries, 1))))
-        _triton.launch(
-            _entry_dots_kernel, (triton.cdiv(entries, block_p),), grad_y, indices, samples, weight, grad_values,
-            entries, 1 if samples is not None else values.shape[-1], width, _triton.row_stride(grad_y),
-            weight.stride(1), weight.stride(0), BLOCK_P=block_p, BLOCK_N=block_n,
-        )  # fmt: skip
+        entry_dots(grad_y, indices, samples, weight, grad_values)
     if grad_weight is not None:
         segments = _triton.Segments.of(indices, weight.shape[1])
         _triton.segment_sum(segments, values, samples, grad_y, grad_weight.zero_().t())

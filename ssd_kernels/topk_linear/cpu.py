@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import _native
+from ..sparse_linear.cpu import columns_adjacent
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # ssd::cpu::Dtype
 
@@ -31,17 +32,25 @@ def forward(
     activation: str,
     normalize: str,
     inhibition: bool,
+    scale: torch.Tensor | None = None,
+    chosen: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As reference.forward."""
-    lead, rows, weight = x.shape[:-1], _matrix(x), _matrix(weight)
+    """As reference.forward, for one group."""
+    lead, rows = x.shape[:-1], _matrix(x)
+    transposed = columns_adjacent(weight)
+    weight = weight.detach() if transposed else _matrix(weight)
+    neurons = len(weight) if chosen is None else len(chosen)
+    scale = None if scale is None else scale.detach().contiguous()
+    chosen = None if chosen is None else chosen.contiguous()
     bias = None if bias is None else bias.detach().contiguous()
     values = torch.empty(*lead, k, dtype=x.dtype)
     indices = torch.empty(*lead, k, dtype=torch.int32)
     threshold = torch.empty(lead, dtype=x.dtype)
     _native.cpu_module()[0].topk_linear_forward(
-        _DTYPES[x.dtype], len(rows), rows.shape[1], len(weight), k, rows.data_ptr(), _stride(rows),
-        weight.data_ptr(), _stride(weight), _address(bias), activation == "relu", normalize != "none",
-        normalize == "both", inhibition, values.data_ptr(), indices.data_ptr(), threshold.data_ptr(),
+        _DTYPES[x.dtype], len(rows), rows.shape[1], neurons, k, rows.data_ptr(), _stride(rows),
+        weight.data_ptr(), weight.stride(1) if transposed else _stride(weight), _address(bias), activation == "relu",
+        normalize != "none", normalize == "both", inhibition, values.data_ptr(), indices.data_ptr(),
+        threshold.data_ptr(), transposed, _address(chosen), _address(scale), activation == "abs",
         torch.get_num_threads(), _native.simd_level(),
     )  # fmt: skip
     return values, indices, threshold
@@ -63,8 +72,10 @@ def backward(
     as_rows: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """The gradients that are needed: of x; the active rows; of the weight, dense or those rows alone; of the bias."""
+    transposed = columns_adjacent(weight) and normalize == "none" and not as_rows
     native = _native.cpu_module()[0]
-    shape, x, weight, (neurons, inputs) = x.shape, _matrix(x), _matrix(weight), weight.shape
+    shape, x, (neurons, inputs) = x.shape, _matrix(x), weight.shape
+    weight = weight.detach() if transposed else _matrix(weight)
     k = values.shape[-1]
     grad_values, values, indices = grad_values.detach().contiguous(), values.contiguous(), indices.contiguous()
     dtype, masked, pairs = _DTYPES[x.dtype], activation == "relu" or inhibition, values.numel()
@@ -82,13 +93,15 @@ def backward(
         if as_rows:
             grad_rows = torch.empty(active, inputs, dtype=x.dtype)
         else:
-            grad_weight = torch.zeros(neurons, inputs, dtype=x.dtype)
+            grad_weight = torch.zeros((inputs, neurons) if transposed else (neurons, inputs), dtype=x.dtype)
     grad_bias = torch.zeros(neurons, dtype=x.dtype) if need_bias else None
     native.topk_linear_backward(
         dtype, len(x), inputs, neurons, k, active, grad_values.data_ptr(), x.data_ptr(), _stride(x),
-        weight.data_ptr(), _stride(weight), values.data_ptr(), indices.data_ptr(), masked,
-        order.data_ptr(), rows.data_ptr(), starts.data_ptr(), normalize != "none", normalize == "both",
+        weight.data_ptr(), weight.stride(1) if transposed else _stride(weight), values.data_ptr(), indices.data_ptr(),
+        masked, order.data_ptr(), rows.data_ptr(), starts.data_ptr(), normalize != "none", normalize == "both",
         _address(grad_x), _address(grad_weight), _address(grad_rows), _address(grad_bias),
-        torch.get_num_threads(), _native.simd_level(),
+        transposed, torch.get_num_threads(), _native.simd_level(),
     )  # fmt: skip
+    if grad_weight is not None and transposed:
+        grad_weight = grad_weight.t()
     return grad_x, rows, grad_rows if as_rows else grad_weight, grad_bias

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
+from ..sparse_linear.ops import like_weight
 from . import cpu, reference
 
 _FWD = (
     "(Tensor x, Tensor weight, Tensor? bias, int k, str activation, str normalize, bool inhibition, "
-    "bool sparse_grad, str backend) -> (Tensor values, Tensor indices, Tensor threshold)"
+    "bool sparse_grad, str backend, Tensor? scale=None, Tensor? chosen=None, int groups=1)"
+    " -> (Tensor values, Tensor indices, Tensor threshold)"
 )
 _BWD_ARGUMENTS = (
     "Tensor grad_values, Tensor x, Tensor weight, Tensor values, Tensor indices, str activation, str normalize, "
@@ -38,18 +40,38 @@ def _fwd(
     inhibition: bool,
     sparse_grad: bool,
     backend: str,
+    scale: torch.Tensor | None = None,
+    chosen: torch.Tensor | None = None,
+    groups: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     match backend:
         case "reference":
-            return reference.forward(x, weight, bias, k, activation, normalize, inhibition)
+            return reference.forward(x, weight, bias, k, activation, normalize, inhibition, scale, chosen, groups)
         case "cpu":
-            return cpu.forward(x, weight, bias, k, activation, normalize, inhibition)
+            forward: Any = cpu.forward
         case "triton":
             from . import triton_kernel
 
-            return triton_kernel.forward(x, weight, bias, k, activation, normalize, inhibition)
+            forward = triton_kernel.forward
         case _:
             raise ValueError(f"topk_linear: backend={backend!r} is not resolved")
+    if groups == 1:
+        return forward(x, weight, bias, k, activation, normalize, inhibition, scale, chosen)
+    found = []
+    for first, part in _parts(len(weight), groups):
+        own = (None if t is None else t[part] for t in (bias, scale))
+        own_bias, own_scale = own
+        values, indices, threshold = forward(
+            x, weight[part], own_bias, k // groups, activation, normalize, inhibition, own_scale, None
+        )
+        found.append((values, indices + first, threshold))
+    values, indices, thresholds = zip(*found)
+    return torch.cat(values, -1), torch.cat(indices, -1), torch.stack(thresholds, -1).amax(-1)
+
+
+def _parts(neurons: int, groups: int) -> list[tuple[int, slice]]:
+    each = neurons // groups
+    return [(first, slice(first, first + each)) for first in range(0, neurons, each)]
 
 
 @torch.library.register_fake("ssd_kernels::topk_linear_fwd")
@@ -63,13 +85,24 @@ def _fwd_fake(
     inhibition: bool,
     sparse_grad: bool,
     backend: str,
+    scale: torch.Tensor | None = None,
+    chosen: torch.Tensor | None = None,
+    groups: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     lead = x.shape[:-1]
     return x.new_empty(*lead, k), x.new_empty(*lead, k, dtype=torch.int32), x.new_empty(lead)
 
 
 @torch.library.impl("ssd_kernels::topk_linear_bwd", "default")
-def _bwd(
+def _bwd(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    grad_x, grad_weight, grad_bias = _gradients(*arguments)
+    weight, need_weight = arguments[2], arguments[9]
+    if need_weight and grad_weight.stride() != (like := like_weight(weight)).stride():
+        grad_weight = like.copy_(grad_weight)
+    return grad_x, grad_weight, grad_bias
+
+
+def _gradients(
     grad_values: torch.Tensor,
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -123,7 +156,7 @@ def _bwd_fake(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return (
         x.new_empty(x.shape if need_x else (0,)),
-        weight.new_empty(weight.shape if need_weight else (0,)),
+        like_weight(weight) if need_weight else weight.new_empty(0),
         weight.new_empty(weight.shape[:1] if need_bias else (0,)),
     )
 
@@ -180,15 +213,40 @@ def _bwd_rows_fake(*_: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, t
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, weight, bias, _, ctx.activation, ctx.normalize, ctx.inhibition, ctx.sparse_grad, ctx.backend = inputs
+    x, weight, bias, _, ctx.activation, ctx.normalize, ctx.inhibition, ctx.sparse_grad, ctx.backend, scale = inputs[:10]
     values, indices, threshold = output
     ctx.has_bias = bias is not None
     ctx.mark_non_differentiable(indices, threshold)
-    ctx.save_for_backward(x, weight, values, indices)
+    ctx.save_for_backward(x, weight, values, indices, scale, threshold if scale is not None else None)
+
+
+def _through_scale(
+    ctx: Any,
+    grad: torch.Tensor,
+    values: torch.Tensor,
+    indices: torch.Tensor,
+    scale: torch.Tensor,
+    threshold: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """For values = scale_j z_j: the gradient of z, (..., K), and that of the scale, (R,) or None."""
+    wide = reference.accumulation_dtype(values.dtype)
+    factor = scale[indices.long()].to(wide)
+    grad_z = (grad.to(wide) * factor).to(grad.dtype)
+    if not ctx.needs_input_grad[9]:
+        return grad_z, None
+    scores = values.to(wide) + threshold.to(wide)[..., None] if ctx.inhibition else values.to(wide)
+    terms = grad.to(wide) * scores / factor
+    if ctx.activation == "relu" or ctx.inhibition:
+        terms = torch.where(values <= 0, torch.zeros_like(terms), terms)
+    sums = torch.zeros(scale.shape, dtype=wide, device=scale.device)
+    return grad_z, sums.index_add(0, indices.reshape(-1).long(), terms.reshape(-1)).to(scale.dtype)
 
 
 def _backward(ctx: Any, grad_values: torch.Tensor, _grad_indices: Any, _grad_threshold: Any) -> tuple:
-    x, weight, values, indices = ctx.saved_tensors
+    x, weight, values, indices, scale, threshold = ctx.saved_tensors
+    grad_scale = None
+    if scale is not None:
+        grad_values, grad_scale = _through_scale(ctx, grad_values, values, indices, scale, threshold)
     need_x, need_weight = ctx.needs_input_grad[:2]
     need_bias = ctx.has_bias and ctx.needs_input_grad[2]
     arguments = (
@@ -209,6 +267,9 @@ def _backward(ctx: Any, grad_values: torch.Tensor, _grad_indices: Any, _grad_thr
         grad_weight if need_weight else None,
         grad_bias if need_bias else None,
         *(None,) * 6,
+        grad_scale,
+        None,
+        None,
     )
 
 

@@ -35,6 +35,9 @@ def forward(
     activation: str,
     normalize: str,
     inhibition: bool,
+    scale: torch.Tensor | None = None,
+    chosen: torch.Tensor | None = None,
+    groups: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The K largest activations of act(x W^T + bias) per row, by a stable sort. Differentiable, twice and forwards too.
 
@@ -43,28 +46,41 @@ def forward(
         weight: (R, D) float.
         bias: (R,) float or None.
         k: winners per row, 1 <= k <= R.
-        activation: "relu" or "none".
+        activation: "relu", "none", or "abs": the largest |score| win, and values keep their sign.
         normalize: "none", "input" (x / ||x||) or "both" (and w_j / ||w_j||).
         inhibition: subtract the (K+1)-th largest activation I and rectify: h = relu(a - I).
+        scale: (R,) float > 0, or None: multiplies x . w_j + bias_j.
+        chosen: (n,) int64 ascending, the neurons that take part, or None: all. R is n then, but for indices.
+        groups: G equal parts of the neurons, one after another; the K / G largest of each win.
 
     Returns:
-        values (..., K), indices (..., K) int32, threshold I (...,), which is 0 where K = R.
+        values (..., K), indices (..., K) int32, threshold I (...,), which is 0 where K = R; by groups, one after
+        another, the threshold being the largest activation that does not win.
     """
-    lead, (neurons, _) = x.shape[:-1], weight.shape
-    rows, addresses = _operands(x, weight, normalize)
+    lead = x.shape[:-1]
+    rows, addresses = _operands(x, weight if chosen is None else weight[chosen], normalize)
     scores = rows @ addresses.T
     if bias is not None:
-        scores = scores + bias.to(scores.dtype)
+        scores = scores + (bias if chosen is None else bias[chosen]).to(scores.dtype)
+    if scale is not None:
+        scores = scores * (scale if chosen is None else scale[chosen]).to(scores.dtype)
     if activation == "relu":
         scores = torch.relu(scores)
-    ordered, indices = torch.sort(scores, dim=-1, descending=True, stable=True)
-    values = ordered[:, :k].clone()  # an op's outputs may not share memory
-    threshold = ordered[:, k].detach().clone() if k < neurons else ordered.new_zeros(len(ordered))
+    compared = (scores.abs() if activation == "abs" else scores).unflatten(-1, (groups, scores.shape[-1] // groups))
+    neurons, each = compared.shape[-1], k // groups
+    ordered, indices = torch.sort(compared, dim=-1, descending=True, stable=True)
+    first = neurons * torch.arange(groups, device=x.device)[:, None]
+    indices = (indices[..., :each] + first).flatten(1)
+    threshold = ordered[..., each] if each < neurons else ordered.new_zeros(len(ordered), groups)
+    threshold = threshold.amax(-1).detach().clone()
+    values = scores.gather(1, indices)
+    if chosen is not None:
+        indices = chosen[indices]
     if inhibition:
         values = torch.relu(values - threshold[:, None])
     return (
         values.to(x.dtype).reshape(*lead, k),
-        indices[:, :k].to(torch.int32).reshape(*lead, k),
+        indices.to(torch.int32).reshape(*lead, k),
         threshold.to(x.dtype).reshape(lead),
     )
 
@@ -76,7 +92,7 @@ def masked_gradient(grad_values: torch.Tensor, values: torch.Tensor, activation:
     """
     dtype, k = accumulation_dtype(values.dtype), values.shape[-1]
     grad = grad_values.reshape(-1, k).to(dtype)
-    if activation == "none" and not inhibition:
+    if activation != "relu" and not inhibition:
         return grad
     return torch.where(values.reshape(-1, k) <= 0, torch.zeros_like(grad), grad)
 
@@ -84,7 +100,7 @@ def masked_gradient(grad_values: torch.Tensor, values: torch.Tensor, activation:
 def active_mask(values: torch.Tensor, activation: str, inhibition: bool) -> torch.Tensor:
     """Which winners receive a gradient: (B, K) bool."""
     values = values.reshape(-1, values.shape[-1])
-    return torch.ones_like(values, dtype=torch.bool) if activation == "none" and not inhibition else ~(values <= 0)
+    return torch.ones_like(values, dtype=torch.bool) if activation != "relu" and not inhibition else ~(values <= 0)
 
 
 def _through_norm(grad: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

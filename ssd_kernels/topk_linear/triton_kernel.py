@@ -15,6 +15,7 @@ import triton.language as tl
 
 from .. import _triton, _tuning
 from .._triton import key_index, key_score, ordered_key, smallest_of_largest
+from ..sparse_linear.triton_kernel import entry_dots
 from .triton_norms import inverse_norms
 from .triton_schedule import Scan, merge_block, scan_config, scan_configs
 
@@ -32,7 +33,8 @@ def tile_scores(
 ):  # fmt: skip
     """The activations of samples from `first` and neurons from `start` on, (BLOCK_B, BLOCK_R) fp32.
 
-    `x` is the tile's x where ONE_STEP, else unused. INDEX is the type of places in a tile.
+    `x` is the tile's x where ONE_STEP, else unused. RELU is 1 for relu, 2 for |s|, 0 for s itself. INDEX is the type of
+    places in a tile.
     """
     b, r, d = tl.arange(0, BLOCK_B), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_D)
     rows, columns = (batch - first).to(tl.int32), neurons - start
@@ -54,8 +56,10 @@ def tile_scores(
         acc *= tl.load(w_scale_ptr + start + r, mask=r < columns, other=0.0)[None, :]
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + start + r, mask=r < columns, other=0.0).to(tl.float32)[None, :]
-    if RELU:
+    if RELU == 1:
         acc = tl.where(acc <= 0, 0.0, acc)  # keeps NaN
+    elif RELU == 2:
+        acc = tl.abs(acc)
     return acc
 
 
@@ -284,7 +288,7 @@ def _merge_kernel(
 # ---- Launches.
 def scan(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, x_scale: torch.Tensor | None,
-    w_scale: torch.Tensor | None, k1: int, relu: bool, config: Scan,
+    w_scale: torch.Tensor | None, k1: int, relu: int, config: Scan,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """The survivors of each part: keys (parts, B, capacity) int64 and counts (parts, B) int32."""
     batch, (neurons, inputs) = len(x), weight.shape
@@ -351,20 +355,30 @@ def forward(
     activation: str,
     normalize: str,
     inhibition: bool,
+    scale: torch.Tensor | None = None,
+    chosen: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As reference.forward."""
+    """As reference.forward, for one group. The chosen rows of the weight are gathered, a transposed one is copied."""
     _triton.check_dtype("topk_linear", x)
     if k > MOST_WINNERS:
         raise ValueError(f"topk_linear: k={k}: backend='triton' takes 1 to {MOST_WINNERS}")
+    if chosen is not None:
+        weight = weight.detach()[chosen]
+        bias, scale = (None if t is None else t.detach()[chosen] for t in (bias, scale))
     lead, neurons = x.shape[:-1], len(weight)
     rows, weight = _triton.rows_adjacent(x.detach().reshape(-1, x.shape[-1])), _triton.rows_adjacent(weight.detach())
     bias = None if bias is None else bias.detach().contiguous()
+    w_scale = inverse_norms(weight) if normalize == "both" else None
+    if scale is not None:  # s = scale (x . w + b), so the shift is scale b
+        factor = scale.detach().float()
+        w_scale = factor.contiguous() if w_scale is None else w_scale * factor
+        bias = None if bias is None else bias.float() * factor
     k1 = min(k + 1, neurons)
     machine = _triton.machine_of(x.device)
     shape = len(rows), rows.shape[1], neurons, k1, x.dtype, machine
     operands = (
         rows, weight, bias, inverse_norms(rows) if normalize != "none" else None,
-        inverse_norms(weight) if normalize == "both" else None, k1, activation == "relu",
+        w_scale, k1, {"none": 0, "relu": 1, "abs": 2}[activation],
     )  # fmt: skip
     config = scan_config(*shape)
     if _tuning.requested() and x.device.type != "meta" and len(rows):
@@ -372,4 +386,23 @@ def forward(
         config = _tuning.fastest(key, scan_configs(*shape), lambda chosen: scan(*operands, chosen), x.device)
     keys, counts = scan(*operands, config)
     values, indices, threshold = merge(keys, counts, k, k1, inhibition, x.dtype, machine)
+    if activation == "abs":
+        values = _signed(values, indices, rows, weight, bias, w_scale)
+    if chosen is not None:
+        indices = chosen[indices.long()].to(torch.int32)
     return values.reshape(*lead, k), indices.reshape(*lead, k), threshold.reshape(lead)
+
+
+def _signed(
+    values: torch.Tensor, indices: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
+    w_scale: torch.Tensor | None,
+) -> torch.Tensor:  # fmt: skip
+    """The magnitudes with the signs of their scores: K dot products per sample."""
+    dots = torch.empty(values.shape, dtype=torch.float32, device=values.device)
+    entry_dots(x, indices, None, weight.t(), dots)
+    at = indices.long()
+    if w_scale is not None:
+        dots *= w_scale[at]
+    if bias is not None:
+        dots += bias[at].float()
+    return torch.where(dots < 0, -values, values)

@@ -29,9 +29,10 @@ struct ScanBlock {
   ptrdiff_t w_stride;
   int64_t first;
   int neurons;
-  const T* scale;  // (neurons,) or null, with shift: the score is fma(dot, scale, shift)
-  const T* shift;  // (neurons,) or null
-  T* limits;       // (rows rounded up to kTileX, kTileW): a row's limit, kTileW times; NaN lets everything pass
+  const T* scale;          // (neurons,) or null, with shift: the score is fma(dot, scale, shift)
+  const T* shift;          // (neurons,) or null
+  bool magnitude = false;  // |score| is compared; what is emitted keeps its sign
+  T* limits;               // (rows rounded up to kTileX, kTileW): a row's limit, kTileW times; NaN lets everything pass
 };
 
 template <class T, int NX, class Emit>
@@ -52,6 +53,7 @@ SSD_INLINE void scan_tile(const ScanBlock<T>& block, int row, int rows, const T*
         score = fma(score, V::load(scale + s), V::load(shift + s));
         score.store(scores + s);
       }
+      if (block.magnitude) score = vmax(score, V::zero() - score);
       passed |= not_le_mask(score, V::load(limits + s)) << s;
     } else {
       V score = V::load_partial(scores, kScores);
@@ -59,6 +61,7 @@ SSD_INLINE void scan_tile(const ScanBlock<T>& block, int row, int rows, const T*
         score = fma(score, V::load_partial(scale, kScores), V::load_partial(shift, kScores));
         score.store_partial(scores, kScores);
       }
+      if (block.magnitude) score = vmax(score, V::zero() - score);
       passed = not_le_mask(score, V::load_partial(limits, kScores)) & ((1u << kScores) - 1u);
     }
   }

@@ -25,6 +25,11 @@ struct TopkLinearParams {
   int32_t* indices;       // (B, K)
   void* threshold;        // (B,)
   int threads;
+  // Element (j, d) of the weight lies at d * weight_stride + j: the transpose of a (D, R) matrix.
+  bool weight_transposed = false;
+  const int64_t* rows = nullptr;  // (neurons,) the rows of weight, bias and scale that take part, ascending; null: all
+  const void* scale = nullptr;    // (R,) > 0: scores are scale * (x w + bias); or null
+  bool magnitude = false;         // the largest |score| win, values keep their sign; no relu, no inhibition then
 };
 
 // False when memory runs out; then the outputs are not complete.
@@ -66,6 +71,8 @@ struct TopkLinearBackwardParams {
   void* grad_rows;    // (U, D), or null
   void* grad_bias;    // (R,), zeroed by the caller, or null
   int threads;
+  // weight and grad_weight are (D, R) in memory, weight_stride and neurons apart; no grad_rows, no normalisation then.
+  bool transposed = false;
 };
 
 // False when memory runs out.

@@ -2,6 +2,7 @@
 //
 // Work: a part owns rows of x (or, for few rows, a range of neurons; the parts are merged by keys afterwards). It holds
 // a block of x in fp32 (fp64), walks panels of W, and keeps per row a buffer of keys and a limit that only rises.
+// A weight that is transposed, or of which some rows take part, is copied panel by panel.
 // Traffic: W once per block of x rows, x once, and (K + 1) keys per row; never the (B, R) scores.
 // Determinism: every score is the canonical dot product, and the K + 1 largest keys are one definite set, so neither
 // the blocking nor the number of parts can change a result.
@@ -35,7 +36,7 @@ Blocking blocking(const TopkLinearParams& p, const TopkPart& part) {
   b.capacity = TopKeys<T>::capacity_for(b.need);
   b.preselect = false;
 #ifdef __AVX512BF16__
-  b.preselect = sizeof(T) == sizeof(float) && part.row_end - part.row_begin >= kPreselectRows &&
+  b.preselect = sizeof(T) == sizeof(float) && !p.magnitude && part.row_end - part.row_begin >= kPreselectRows &&
                 p.inputs >= kPreselectInputs && part.neuron_end - part.neuron_begin >= kPreselectNeurons;
 #endif
   // Blocks larger than L2 still pay: W comes from memory once per block, and x from L3 once per panel.
@@ -58,12 +59,17 @@ void write_row(const TopkLinearParams& p, int64_t row, Key<T>* keys) {
   int32_t* indices = p.indices + row * p.k;
   for (int64_t i = 0; i < p.k; ++i) {
     T value = KeyOf<T>::score(keys[i]);
+    uint32_t neuron = KeyOf<T>::neuron(keys[i]);
+    if (p.magnitude) {
+      if (neuron & 1) value = 0 - value;
+      neuron >>= 1;
+    }
     if (p.inhibition) {
       value = value - threshold;
       if (value <= 0) value = 0;
     }
     from_acc(value, values + i);
-    indices[i] = static_cast<int32_t>(KeyOf<T>::neuron(keys[i]));
+    indices[i] = static_cast<int32_t>(p.rows ? p.rows[neuron] : neuron);
   }
 }
 
@@ -75,6 +81,7 @@ class Part {
     if (!arena_.ok()) return;
     x_ = arena_.template take<T>(b_.rows * p_.inputs);
     panel_ = arena_.template take<T>(widened() ? b_.panel * p_.inputs : 0);
+    gathered_ = arena_.template take<S>(gathers() ? gathered_rows() * p_.inputs : 0);
     scale_ = arena_.template take<T>(affine_size());
     shift_ = arena_.template take<T>(affine_size());
     limits_ = arena_.template take<T>((b_.rows + kTileX) * kTileW);
@@ -96,8 +103,9 @@ class Part {
           preselection.load(x_, rows);
           scan_panel(first, clamp(b_.panel, 1, kPreselectStart), rows);  // without limits all neurons are candidates
           first += clamp(b_.panel, 1, kPreselectStart);
-          for (bool pays = true; pays && first < part_.neuron_end; first += kMostPanel)
-            pays = preselect_panel(preselection, first, clamp(part_.neuron_end - first, 1, kMostPanel));
+          const int64_t step = gathers() ? gathered_rows() : kMostPanel;
+          for (bool pays = true; pays && first < part_.neuron_end; first += step)
+            pays = preselect_panel(preselection, first, clamp(part_.neuron_end - first, 1, step));
         }
       }
 #endif
@@ -110,6 +118,8 @@ class Part {
 
  private:
   static constexpr bool widened() { return sizeof(S) != sizeof(T); }
+  bool gathers() const { return p_.rows || p_.weight_transposed; }
+  int64_t gathered_rows() const { return (b_.panel + 63) / 64 * 64; }  // whole blocks of a preselection
 
   // Room for the scales or the shifts of a panel, whichever scan it belongs to.
   static constexpr int64_t affine_size() { return kMostPanel; }
@@ -117,8 +127,9 @@ class Part {
   size_t bytes() const {
     using A = Arena;
     return A::size_of<T>(b_.rows * p_.inputs) + A::size_of<T>(widened() ? b_.panel * p_.inputs : 0) +
-           2 * A::size_of<T>(affine_size()) + A::size_of<T>((b_.rows + kTileX) * kTileW) +
-           A::size_of<TopKeys<T>>(b_.rows) + A::size_of<Key<T>>(b_.rows * b_.capacity);
+           A::size_of<S>(gathers() ? gathered_rows() * p_.inputs : 0) + 2 * A::size_of<T>(affine_size()) +
+           A::size_of<T>((b_.rows + kTileX) * kTileW) + A::size_of<TopKeys<T>>(b_.rows) +
+           A::size_of<Key<T>>(b_.rows * b_.capacity);
   }
 
   void load_block(int64_t row, int64_t rows) {
@@ -135,35 +146,66 @@ class Part {
     for (int64_t i = 0; i < (rows + kTileX) * kTileW; ++i) limits_[i] = everything;
   }
 
-  const S* weight_row(int64_t j) const { return static_cast<const S*>(p_.weight) + j * p_.weight_stride; }
+  int64_t row_of(int64_t neuron) const { return p_.rows ? p_.rows[neuron] : neuron; }
+
+  // Rows of the weight, where they lie or, at most gathered_rows() of them, as a copy.
+  const S* stored_panel(int64_t first, int64_t neurons, ptrdiff_t* stride) {
+    const S* const weight = static_cast<const S*>(p_.weight);
+    *stride = gathers() ? p_.inputs : p_.weight_stride;
+    if (!gathers()) return weight + first * p_.weight_stride;
+    if (!p_.weight_transposed) {
+      for (int64_t j = 0; j < neurons; ++j)
+        std::memcpy(gathered_ + j * p_.inputs, weight + row_of(first + j) * p_.weight_stride,
+                    static_cast<size_t>(p_.inputs) * sizeof(S));
+      return gathered_;
+    }
+    constexpr int64_t kTogether = 16;  // neurons: about a cache line of the transposed weight
+    for (int64_t begin = 0; begin < neurons; begin += kTogether) {
+      const int64_t end = begin + clamp(neurons - begin, 1, kTogether);
+      for (int64_t d = 0; d < p_.inputs; ++d)
+        for (int64_t j = begin; j < end; ++j)
+          gathered_[j * p_.inputs + d] = weight[d * p_.weight_stride + row_of(first + j)];
+    }
+    return gathered_;
+  }
 
   // The panel in the accumulation type.
   const T* load_panel(int64_t first, int64_t neurons, ptrdiff_t* stride) {
+    const S* const stored = stored_panel(first, neurons, stride);
+    load_affine(stored, *stride, first, neurons);
     if constexpr (widened()) {
-      for (int64_t j = 0; j < neurons; ++j) widen_row(weight_row(first + j), panel_ + j * p_.inputs, p_.inputs);
+      for (int64_t j = 0; j < neurons; ++j) widen_row(stored + j * *stride, panel_ + j * p_.inputs, p_.inputs);
       *stride = p_.inputs;
       return panel_;
     } else {
-      *stride = p_.weight_stride;
-      return weight_row(first);
+      return stored;
     }
   }
 
-  void load_affine(int64_t first, int64_t neurons) {
+  void load_affine(const S* stored, ptrdiff_t stride, int64_t first, int64_t neurons) {
     for (int64_t j = 0; j < neurons; ++j) {
-      if (p_.normalize_weight) scale_[j] = 1 / guarded_norm(weight_row(first + j), p_.inputs);
-      if (p_.bias) shift_[j] = to_acc(static_cast<const S*>(p_.bias)[first + j]);
+      const int64_t row = row_of(first + j);
+      const T factor = p_.scale ? to_acc(static_cast<const S*>(p_.scale)[row]) : T{1};
+      if (p_.normalize_weight)
+        scale_[j] = factor / guarded_norm(stored + j * stride, p_.inputs);
+      else if (p_.scale)
+        scale_[j] = factor;
+      if (p_.bias) shift_[j] = factor * to_acc(static_cast<const S*>(p_.bias)[row]);
     }
   }
-  const T* scale() const { return p_.normalize_weight ? scale_ : nullptr; }
+  const T* scale() const { return p_.normalize_weight || p_.scale ? scale_ : nullptr; }
   const T* shift() const { return p_.bias ? shift_ : nullptr; }
 
   // What a scan calls for each score that passed: enters it, and raises the row's limit when the buffer was cut.
   auto emitter(int64_t first_row) {
     T* const limits = limits_ + first_row * kTileW;
     TopKeys<T>* const top = top_ + first_row;
-    const bool relu = p_.relu;
-    return [limits, top, relu](int row, int64_t neuron, T score) {
+    const bool relu = p_.relu, magnitude = p_.magnitude;
+    return [limits, top, relu, magnitude](int row, int64_t neuron, T score) {
+      if (magnitude) {  // the key holds |score|, and the sign below the neuron
+        neuron = 2 * neuron + (score < 0);
+        if (score < 0) score = 0 - score;
+      }
       if (score <= limits[row * kTileW]) return;  // the limit may have risen since the comparison
       if (top[row].push(relu && score <= 0 ? T{0} : score, static_cast<uint32_t>(neuron))) {
         const T limit = top[row].limit();
@@ -175,7 +217,7 @@ class Part {
   void scan_panel(int64_t first, int64_t neurons, int64_t rows) {
     ScanBlock<T> block;
     block.w = load_panel(first, neurons, &block.w_stride);
-    load_affine(first, neurons);
+    block.magnitude = p_.magnitude;
     block.x_stride = block.size = p_.inputs;
     block.first = first;
     block.neurons = static_cast<int>(neurons);
@@ -193,10 +235,11 @@ class Part {
 #ifdef __AVX512BF16__
   // False when the plain scan is the faster one for these data.
   bool preselect_panel(Preselection<S>& preselection, int64_t first, int64_t neurons) {
-    load_affine(first, neurons);
+    ptrdiff_t stride;
+    const S* const stored = stored_panel(first, neurons, &stride);
+    load_affine(stored, stride, first, neurons);
     auto emit = emitter(0);
-    return preselection.scan(weight_row(first), p_.weight_stride, first, neurons, scale(), shift(), limits_, kTileW,
-                             emit);
+    return preselection.scan(stored, stride, first, neurons, scale(), shift(), limits_, kTileW, emit);
   }
 #endif
 
@@ -215,6 +258,7 @@ class Part {
   const Blocking b_;
   Arena arena_;
   T *x_, *panel_, *scale_, *shift_, *limits_;
+  S* gathered_;
   TopKeys<T>* top_;
   Key<T>* keys_;
 };

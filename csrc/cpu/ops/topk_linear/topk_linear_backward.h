@@ -29,6 +29,7 @@ class Backward {
   }
 
   bool grad_x(int64_t begin, int64_t end, const T* inverse_x, const T* inverse_w) const {
+    if (p_.transposed) return grad_x_transposed(begin, end);
     Scratch scratch(p_, p_.k);
     if (!scratch.ok()) return false;
     for (int64_t b = begin; b < end; ++b) {
@@ -45,7 +46,10 @@ class Backward {
 
   bool grad_w(int64_t begin, int64_t end, const T* inverse_x, const T* inverse_w) const {
     Scratch scratch(p_, p_.batch);
-    if (!scratch.ok()) return false;
+    // Columns of a transposed gradient are written together: neighbours share cache lines.
+    Arena columns(Arena::size_of<S>(p_.transposed && p_.grad_weight ? kColumns * p_.inputs : 0));
+    if (!scratch.ok() || !columns.ok()) return false;
+    S* const block = columns.take<S>(p_.transposed && p_.grad_weight ? kColumns * p_.inputs : 0);
     for (int64_t u = begin; u < end; ++u) {
       int64_t count = 0;
       T bias = 0;
@@ -57,6 +61,13 @@ class Backward {
       }
       const int64_t neuron = p_.rows[u];
       if (p_.grad_bias) from_acc(bias, static_cast<S*>(p_.grad_bias) + neuron);
+      if (p_.transposed) {
+        if (!p_.grad_weight) continue;
+        const int64_t at = (u - begin) % kColumns;
+        weighted_sum(scratch.rows, scratch.factors, count, p_.inputs, block + at * p_.inputs);
+        if (at + 1 == kColumns || u + 1 == end) write_columns(block, u - at, at + 1);
+        continue;
+      }
       S* const to = p_.grad_rows ? static_cast<S*>(p_.grad_rows) + u * p_.inputs
                                  : static_cast<S*>(p_.grad_weight) + neuron * p_.inputs;
       if (p_.grad_rows || p_.grad_weight)
@@ -66,6 +77,36 @@ class Backward {
   }
 
  private:
+  static constexpr int64_t kColumns = 16;
+
+  // The active neurons first_row .. + count of grad_weight (D, R), from their sums (count, D).
+  void write_columns(const S* sums, int64_t first_row, int64_t count) const {
+    S* const to = static_cast<S*>(p_.grad_weight);
+    for (int64_t d = 0; d < p_.inputs; ++d)
+      for (int64_t i = 0; i < count; ++i) to[d * p_.neurons + p_.rows[first_row + i]] = sums[i * p_.inputs + d];
+  }
+
+  // The sums of grad_x in their usual order, lanes across inputs, from a weight (D, R): a few of its rows at a time,
+  // which stay in the cache for all samples.
+  bool grad_x_transposed(int64_t begin, int64_t end) const {
+    using V = Vec<T>;
+    const S* const weight = static_cast<const S*>(p_.weight);
+    for (int64_t d = 0; d < p_.inputs; d += V::kWidth) {
+      const int lanes = p_.inputs - d < V::kWidth ? static_cast<int>(p_.inputs - d) : V::kWidth;
+      for (int64_t b = begin; b < end; ++b) {
+        V sum = V::zero();
+        for (int64_t pair = b * p_.k; pair < (b + 1) * p_.k; ++pair) {
+          if (p_.masked && to_acc(static_cast<const S*>(p_.values)[pair]) <= 0) continue;
+          alignas(64) T column[V::kWidth] = {};
+          for (int i = 0; i < lanes; ++i) column[i] = to_acc(weight[(d + i) * p_.weight_stride + p_.indices[pair]]);
+          sum = fma(V::set1(gradient(pair)), V::load(column), sum);
+        }
+        narrow(sum, static_cast<S*>(p_.grad_x) + b * p_.inputs + d, lanes);
+      }
+    }
+    return true;
+  }
+
   struct Scratch {
     Arena arena;
     const S** rows;
