@@ -70,6 +70,11 @@ class NativeTrainer:
         tensors = (self.weight, self.output_weight, self.counts, *(() if x is None else (x,)))
         self._versions = tuple(tensor._version for tensor in tensors)
 
+    def _remember_change(self) -> None:
+        """Counts a change of the caller's tensors, before it happens: a call that fails may have made half of it."""
+        for tensor in (self.weight, self.output_weight, self.counts):
+            torch.autograd.graph.increment_version(tensor)
+
     def _check_unchanged(self, x: Tensor | None) -> None:
         """Version counters tell of changes by torch since the last call; other samples need other records."""
         tensors = (self.weight, self.output_weight, self.counts, *(() if self._x is None else (self._x,)))
@@ -111,6 +116,7 @@ class NativeTrainer:
     ) -> tuple[EpochStats, BaseException | None]:
         self._check_unchanged(x)
         teacher_tensors, units = self._prepare(teacher)
+        self._remember_change()
         fields, failure, error = self._trainer.train(
             x=x.data_ptr(),
             y=y.data_ptr(),
@@ -137,8 +143,6 @@ class NativeTrainer:
             threads=self.threads(),
             should_stop=should_stop,
         )
-        for tensor in (self.weight, self.output_weight, self.counts):
-            torch.autograd.graph.increment_version(tensor)
         self._remember(x)
         stats = EpochStats(**fields)
         if failure is not None:

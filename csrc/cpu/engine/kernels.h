@@ -78,8 +78,8 @@ struct SdmlpKernels {
                       float twice_coef, int64_t n);
   // sum_d gradient[d]^2.
   double (*square_norm)(const float* gradient, int64_t n);
-  // velocity = momentum * velocity + scale * gradient (null: 0).
-  void (*accelerate)(float* velocity, const float* gradient, float momentum, float scale, int64_t n);
+  // velocity = momentum * velocity + scale * gradient (null: 0); whether any of it is not 0.
+  bool (*accelerate)(float* velocity, const float* gradient, float momentum, float scale, int64_t n);
   // v -= step * gradient, clamped at 0.
   void (*update_output)(float* v, const float* gradient, float step, int Cp);
   // x[i] = exp(x[i]) for n values, to about 1 ulp of fp64.

@@ -156,17 +156,23 @@ void add_penalty(float* gradient, const float* value, const float* importance, c
 
 double square_norm(const float* gradient, int64_t n) { return sum_of_squares(gradient, n); }
 
-void accelerate(float* velocity, const float* gradient, float momentum, float scale, int64_t n) {
-  const V keep = V::set1(momentum), factor = V::set1(scale);
+bool accelerate(float* velocity, const float* gradient, float momentum, float scale, int64_t n) {
+  const V keep = V::set1(momentum), factor = V::set1(scale), zero = V::zero();
+  V most = zero;
+  bool moving = false;
   int64_t d = 0;
   for (; d + kW <= n; d += kW) {
-    const V kept = keep * V::load(velocity + d);
-    (gradient ? kept + factor * V::load(gradient + d) : kept).store(velocity + d);
+    V fresh = keep * V::load(velocity + d);
+    if (gradient) fresh = fresh + factor * V::load(gradient + d);
+    fresh.store(velocity + d);
+    most = vmax(vmax(fresh, zero - fresh), most);
   }
   for (; d < n; ++d) {
     const float kept = momentum * velocity[d];
     velocity[d] = gradient ? kept + scale * gradient[d] : kept;
+    moving = moving || velocity[d] != 0;
   }
+  return moving || gt_mask(most, zero) != 0;
 }
 
 void update_output(float* v, const float* gradient, float step, int Cp) {

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "engine/state.h"
+#include "ssd/float_mode.h"
 
 namespace ssd::cpu {
 
@@ -414,6 +415,8 @@ struct SdmlpTrainer::Impl::Run {
 
 SdmlpStats SdmlpTrainer::train(const SdmlpEpoch& epoch, int threads) {
   Impl& self = *impl_;
+  const InUse use(self.busy);
+  const FloatMode mode;
   SdmlpStats stats;
   const size_t rows = static_cast<size_t>(std::max<int64_t>(epoch.batch, 256)) + Certificates::kCompanyMost;
   if (self.rows.size() < rows) self.rows.resize(rows);
@@ -441,8 +444,7 @@ SdmlpStats SdmlpTrainer::train(const SdmlpEpoch& epoch, int threads) {
   }
   try {
     run.program();
-  } catch (
-      ...) {  // out of memory in the middle of a step: the weights are what they are, all that follows from them is not
+  } catch (...) {  // no memory: a step may have been broken off, so nothing proved before holds
     self.write_output();
     self.load_state();
     throw;

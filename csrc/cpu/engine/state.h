@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <stdexcept>
 #include <vector>
 
 #include "engine/certificates/certificates.h"
@@ -110,6 +111,20 @@ struct UpdateChunk {
   Certificates::Delta delta;
 };
 
+// Marks the trainer as in use; throws where another call, of another thread or of a callback, is using it.
+class InUse {
+ public:
+  explicit InUse(std::atomic<bool>& busy) : busy_(busy) {
+    if (busy_.exchange(true)) throw std::logic_error("the engine is in use by another call: one at a time");
+  }
+  ~InUse() { busy_.store(false); }
+  InUse(const InUse&) = delete;
+  InUse& operator=(const InUse&) = delete;
+
+ private:
+  std::atomic<bool>& busy_;
+};
+
 struct SdmlpTrainer::Impl {
   Impl(const SdmlpConfig& config, float* weight, float* output_weight, int64_t* counts);
 
@@ -177,6 +192,7 @@ struct SdmlpTrainer::Impl {
     Floats unit_gradient;                 // (units, columns) hidden distillation's part of dh
   } tiles;
   std::unique_ptr<Team> team;
+  std::atomic<bool> busy{false};
   double last_active = 1e30;    // active neurons per row in the last call; huge: not known
   double recent_active = 1e30;  // the same in the last step
 

@@ -7,6 +7,7 @@
 
 #include "engine/state.h"
 #include "simd/levels.h"
+#include "ssd/float_mode.h"
 
 namespace ssd::cpu {
 
@@ -58,7 +59,7 @@ SdmlpTrainer::Impl::Impl(const SdmlpConfig& config, float* weight_, float* outpu
 float SdmlpTrainer::Impl::gaba_of(int64_t count) const {
   if (!(cfg.gaba_switch > 0)) return 1.f;
   const double g = -1.0 + 2.0 * static_cast<double>(count) / cfg.gaba_switch;
-  return static_cast<float>(g > 1.0 ? 1.0 : g);
+  return static_cast<float>(g > 1.0 ? 1.0 : g < -1.0 ? -1.0 : g);
 }
 
 void SdmlpTrainer::Impl::load_state() {
@@ -98,6 +99,8 @@ SdmlpTrainer::~SdmlpTrainer() = default;
 bool SdmlpTrainer::infer(const float* x, int64_t samples, int threads, float* logits, int64_t* frequencies,
                          const uint8_t* keep, SdmlpActivations* activations) {
   Impl& self = *impl_;
+  const InUse use(self.busy);
+  const FloatMode mode;
   constexpr int64_t kBatch = 256;
   if (static_cast<int64_t>(self.rows.size()) < kBatch) self.rows.resize(kBatch);
   std::vector<int> which(kBatch);
@@ -144,7 +147,10 @@ bool SdmlpTrainer::infer(const float* x, int64_t samples, int threads, float* lo
   return finite.load();
 }
 
-void SdmlpTrainer::invalidate() { impl_->load_state(); }
+void SdmlpTrainer::invalidate() {
+  const InUse use(impl_->busy);
+  impl_->load_state();
+}
 
 void SdmlpTrainer::get_velocity(float* weight, float* output) const {
   const Impl& self = *impl_;
@@ -155,10 +161,20 @@ void SdmlpTrainer::get_velocity(float* weight, float* output) const {
 
 void SdmlpTrainer::set_velocity(const float* weight, const float* output) {
   Impl& self = *impl_;
+  const InUse use(self.busy);
   std::copy_n(weight, self.weight_velocity.size(), self.weight_velocity.begin());
   for (int64_t c = 0; c < self.C; ++c)
     for (int64_t j = 0; j < self.R; ++j) self.output_velocity[j * self.Cp + c] = output[c * self.R + j];
-  std::fill(self.in_motion.begin(), self.in_motion.end(), uint8_t{1});
+  double square = 0;
+  for (int64_t j = 0; j < self.R; ++j) {
+    const float *const w = &self.weight_velocity[j * self.D], *const v = &self.output_velocity[j * self.Cp];
+    double row = 0;
+    for (int64_t d = 0; d < self.D; ++d) row += static_cast<double>(w[d]) * w[d];
+    for (int64_t c = 0; c < self.C; ++c) row += static_cast<double>(v[c]) * v[c];
+    self.in_motion[j] = row > 0;  // in fp64 no square of an fp32 number vanishes
+    square += row;
+  }
+  self.speed = std::sqrt(square);
 }
 
 }  // namespace ssd::cpu

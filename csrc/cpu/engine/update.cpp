@@ -107,9 +107,9 @@ void SdmlpTrainer::Impl::move(UpdateChunk& chunk, int64_t j, const float* gradie
                               float scale, int64_t active) {
   float step = cfg.lr * scale;
   if (!weight_velocity.empty()) {
-    kernel.accelerate(&weight_velocity[j * D], gradient, cfg.momentum, scale, D);
-    kernel.accelerate(&output_velocity[j * Cp], output_gradient, cfg.momentum, scale, Cp);
-    in_motion[j] = 1;
+    const bool moves = kernel.accelerate(&weight_velocity[j * D], gradient, cfg.momentum, scale, D);
+    const bool output_moves = kernel.accelerate(&output_velocity[j * Cp], output_gradient, cfg.momentum, scale, Cp);
+    in_motion[j] = moves || output_moves;  // as a state that is loaded will say: resumed runs are bitwise the same
     gradient = &weight_velocity[j * D];
     output_gradient = &output_velocity[j * Cp];
     step = cfg.lr;

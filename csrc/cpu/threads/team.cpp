@@ -3,6 +3,8 @@
 #include <chrono>
 #include <utility>
 
+#include "ssd/float_mode.h"
+
 namespace ssd::cpu {
 namespace {
 
@@ -86,6 +88,7 @@ void Team::run(int chunks, void (*body)(void*, int, int), void* context) {
 }
 
 void Team::work(int thread) {
+  const FloatMode mode;
   const auto ready = [this] { return stop_.load() || claimable(ticket_.load()); };
   while (!stop_.load()) {
     if (claim(thread) || spin(spin_us_, ready)) continue;

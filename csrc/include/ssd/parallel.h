@@ -3,21 +3,28 @@
 // One thread opens no parallel region, so forked workers with one thread are safe.
 #pragma once
 
+#include "ssd/float_mode.h"
+
 namespace ssd::cpu {
 
 // Calls body(context, thread) for thread = 0 .. threads - 1, at once, and returns when all have ended.
 // Work must be split by `thread` alone, never by timing: results may not depend on the schedule.
 void parallel_run(int threads, void (*body)(void* context, int thread), void* context);
 
-// The same for any callable `body(int thread)`.
+// The same for any callable `body(int thread)`, in the standard floating-point mode.
 template <class Body>
 void parallel(int threads, Body&& body) {
   if (threads <= 1) {
+    FloatMode mode;
     body(0);
     return;
   }
   parallel_run(
-      threads, [](void* context, int thread) { (*static_cast<Body*>(context))(thread); },
+      threads,
+      [](void* context, int thread) {
+        FloatMode mode;
+        (*static_cast<Body*>(context))(thread);
+      },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 

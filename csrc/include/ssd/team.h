@@ -9,6 +9,7 @@
 #include <exception>
 #include <mutex>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 namespace ssd::cpu {
@@ -23,21 +24,39 @@ class Team {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // body(chunk, thread) for chunk = 0 .. chunks - 1 (at most 65 535), each once, on whichever thread claims it. Returns
-  // when all are done, or throws what one of them threw. For one calling thread at a time; a body may not call
-  // for_each.
+  // body(chunk, thread) for chunk = 0 .. chunks - 1, each once, on whichever thread claims it. Returns when all are
+  // done, and throws what the first body that failed threw. For one calling thread at a time; a body may not call
+  // for_each. The workers run in the standard floating-point mode (float_mode.h).
   template <class Body>
   void for_each(int chunks, Body&& body) {
     if (workers_.empty() || chunks <= 1) {
       for (int chunk = 0; chunk < chunks; ++chunk) body(chunk, 0);
       return;
     }
-    run(
-        chunks, [](void* context, int chunk, int thread) { (*static_cast<Body*>(context))(chunk, thread); },
-        const_cast<void*>(static_cast<const void*>(&body)));
+    if (chunks > kMostTickets) {  // several chunks to a ticket; not by for_each, whose body's type would grow for ever
+      const int share = (chunks + kMostTickets - 1) / kMostTickets;
+      auto several = [&](int ticket, int thread) {
+        for (int c = ticket * share, end = c + share < chunks ? c + share : chunks; c < end; ++c) body(c, thread);
+      };
+      start((chunks + share - 1) / share, several);
+      return;
+    }
+    start(chunks, body);
   }
 
  private:
+  static constexpr int kMostTickets = 0xffff;
+
+  template <class Body>
+  void start(int chunks, Body&& body) {
+    run(
+        chunks,
+        [](void* context, int chunk, int thread) {
+          (*static_cast<std::remove_reference_t<Body>*>(context))(chunk, thread);
+        },
+        const_cast<void*>(static_cast<const void*>(&body)));
+  }
+
   void run(int chunks, void (*body)(void*, int, int), void* context);
   void work(int thread);
   bool claim(int thread);  // does one chunk; false when none is left
@@ -52,9 +71,9 @@ class Team {
   std::condition_variable wake_, finished_;
   void (*body_)(void*, int, int) = nullptr;
   void* context_ = nullptr;
+  std::exception_ptr error_;  // of this phase; guarded by mutex_
   uint32_t phase_ = 0;
   int spin_us_;
-  std::exception_ptr error_;  // the first that a chunk of this phase threw
 };
 
 }  // namespace ssd::cpu
