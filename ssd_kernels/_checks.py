@@ -35,16 +35,26 @@ def as_float32(value: float) -> float:
     return torch.tensor(float(value), dtype=torch.float32).item()
 
 
+def strided(name: str, tensor: object) -> None:
+    """Refuses what is no dense tensor, whatever its dtype.
+
+    Raises:
+        ValueError: it is another object, or sparse.
+    """
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got {tensor.layout}")
+
+
 def dense(name: str, tensor: object) -> None:
     """Refuses what is not a dense tensor of a float dtype that the kernels know.
 
     Raises:
         ValueError: it is another object, sparse, or of another dtype.
     """
-    if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name} must be a Tensor, got {type(tensor).__name__}")
-    if tensor.layout != torch.strided:
-        raise ValueError(f"{name} must be a dense tensor, got {tensor.layout}")
+    strided(name, tensor)
+    assert isinstance(tensor, Tensor)
     if tensor.dtype not in FLOATS:
         known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
         raise ValueError(f"{name} must be floating point ({known}), got {tensor.dtype} {tuple(tensor.shape)}")
@@ -160,7 +170,7 @@ def _contents_in_torch(indices: Tensor, offsets: Tensor | None, neurons: int, as
                 at = int(bad.nonzero()[0]) if len(bad) > 1 else (0 if offsets[0] != 0 else len(offsets) - 1)
                 return _OFFSETS, int(offsets[at])
     flat = indices.reshape(-1)
-    outside = (flat < 0) | (flat >= neurons)
+    outside = (flat < 0) | (flat > neurons - 1)
     if outside.any():
         return _INDEX, int(flat[outside][0])
     if ascending and offsets is not None and len(flat) > 1:

@@ -30,8 +30,8 @@ def activation_counts(activations: Tensor | TopK | Rows, neurons: int, *, backen
         >>> activation_counts(torch.tensor([[0.0, 2.0], [1.0, 3.0]]), 2)
         tensor([1, 2])
     """
-    if not _checks.is_integer(neurons) or neurons < 1:
-        raise ValueError(f"neurons must be at least 1, got {neurons!r}")
+    if not _checks.is_integer(neurons) or not 1 <= neurons < 2**31:
+        raise ValueError(f"neurons must be at least 1 and below 2**31, got {neurons!r}")
     if isinstance(activations, TopK | Rows):
         _checks.sparse("activations", activations)
         values, indices = activations.values, activations.indices

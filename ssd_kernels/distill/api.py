@@ -156,6 +156,8 @@ def distill_hidden(
     if not isinstance(hidden, Tensor | TopK | Rows):
         raise ValueError(f"hidden must be a Tensor, TopK or Rows, got {type(hidden).__name__}")
     values, indices, offsets = _parts(hidden)
+    for part in (values,) if offsets is None else (values, offsets):
+        _checks.strided("hidden", part)
     if values.dim() < 1 or (offsets is not None and offsets.dim() < 1):
         raise ValueError(f"hidden must hold B samples, got values {tuple(values.shape)}")
     batch = values.shape[0] if offsets is None else offsets.shape[0] - 1

@@ -7,7 +7,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from .. import _autocast
+from .. import _autocast, _checks
 from .._backend import resolve
 from .._library import refuse_transforms
 from .._types import Backend, Rows
@@ -75,6 +75,8 @@ def gaba_linear(
                 [0., 1., 0.],
                 [0., 0., 1.]])
     """
+    for name, tensor in (("x", x), ("weight", weight), ("g", g)):
+        _checks.dense(name, tensor)
     x, weight = _autocast.cast(x, weight)
     _check(x, weight, k, g, output)
     refuse_transforms("gaba_linear", x, weight)
@@ -90,17 +92,17 @@ def gaba_linear(
 
 
 def _check(x: Tensor, weight: Tensor, k: int, g: Tensor, output: str) -> None:
-    if x.dim() < 1 or not x.is_floating_point():
-        raise ValueError(f"x must be floating point (..., D), got {x.dtype} {tuple(x.shape)}")
+    if x.dim() < 1 or x.shape[-1] < 1:
+        raise ValueError(f"x must be floating point (..., D) with D >= 1, got {x.dtype} {tuple(x.shape)}")
     if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
         raise ValueError(f"weight must be (R, D) with D = {x.shape[-1]} as x, got {tuple(weight.shape)}")
     if weight.dtype != x.dtype:
         raise ValueError(f"weight must have the dtype of x, {x.dtype}, got {weight.dtype}")
-    if g.dim() != 1 or g.shape[0] != weight.shape[0] or not g.is_floating_point():
+    if g.dim() != 1 or g.shape[0] != weight.shape[0]:
         raise ValueError(f"g must be floating point (R,) with R = {weight.shape[0]}, got {g.dtype} {tuple(g.shape)}")
     if weight.device != x.device or g.device != x.device:
         raise ValueError(f"weight and g must be on the device of x, {x.device}, got {weight.device} and {g.device}")
-    if k < 1 or k + 1 > weight.shape[0]:
-        raise ValueError(f"k must be from 1 to R - 1 = {weight.shape[0] - 1}, got {k}")
+    if not _checks.is_integer(k) or k < 1 or k + 1 > weight.shape[0]:
+        raise ValueError(f"k must be from 1 to R - 1 = {weight.shape[0] - 1}, got {k!r}")
     if output not in ("dense", "rows"):
         raise ValueError(f"output must be 'dense' or 'rows', got {output!r}")

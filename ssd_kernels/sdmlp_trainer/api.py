@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backend
+from .. import _backend, _checks
 from .._types import Backend, Divergence, Scan
 from . import checks
 from .native import NativeTrainer
@@ -76,6 +76,9 @@ class SDMLPEngine:
         threads: int | None = None,
         cache_mb: int = 1024,
     ) -> None:
+        for name, tensor in (("weight", weight), ("output_weight", output_weight)):
+            _checks.dense(name, tensor)
+        _checks.integers("counts", counts, torch.int64, "(R,)")
         self.backend = _backend.resolve(backend, _OP, weight.device)
         self.weight, self.output_weight, self.counts = weight, output_weight, counts
         self.settings = Settings(k, gaba_switch, lr, momentum, max_grad_norm, alpha, lam, temperature, kl)

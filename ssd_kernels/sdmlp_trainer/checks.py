@@ -55,8 +55,6 @@ def settings(s: Settings, neurons: int, scan: str, threads: int | None, cache_mb
 
 def model(weight: Tensor, output_weight: Tensor, counts: Tensor, any_float: bool) -> None:
     """Refuses tensors that are no projected model: weight (R, D), output_weight (C, R), counts (R,)."""
-    for name, tensor in (("weight", weight), ("output_weight", output_weight)):
-        _checks.dense(name, tensor)
     shapes = f"{tuple(weight.shape)} and {tuple(output_weight.shape)}"
     if weight.dim() != 2 or output_weight.dim() != 2 or output_weight.shape[1] != weight.shape[0]:
         raise ValueError(f"weight must be (R, D) and output_weight (C, R), got {shapes}")
@@ -132,6 +130,8 @@ class Checker:
     def epoch(self, x: Tensor, y: Tensor, order: Tensor, batch_size: int) -> None:
         """y (N,) labels and order (count,) samples, both int64 and in range."""
         classes = self.output_weight.shape[0]
+        _checks.integers("y", y, torch.int64, f"({x.shape[0]},)")
+        _checks.integers("order", order, torch.int64, "(count,)")
         if y.shape != (x.shape[0],) or y.dtype != torch.int64 or not y.is_contiguous():
             raise ValueError(f"y must be contiguous ({x.shape[0]},) int64, got {tuple(y.shape)} {y.dtype}")
         self._on_device("y", y)
@@ -147,6 +147,7 @@ class Checker:
 
     def teacher(self, teacher: Teacher, samples: int) -> None:
         """A Teacher of these N samples: logits (N, C); units ascending; rows of their activations, ascending."""
+        _checks.integers("teacher.units", teacher.units, torch.int64, "(n,)")
         parts = (teacher.logits, teacher.units, teacher.values, teacher.indices, teacher.offsets)
         _checks.dense("teacher.logits", teacher.logits)
         classes, neurons = self.output_weight.shape

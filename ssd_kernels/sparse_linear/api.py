@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _autocast
+from .. import _autocast, _checks
 from .._backend import resolve
 from .._library import derivative_of_transform
 from .._types import Backend, Rows, TopK
@@ -39,6 +39,8 @@ def sparse_linear(activations: TopK | Rows, weight: Tensor, *, backend: Backend 
     """
     if not isinstance(activations, TopK | Rows):
         raise ValueError(f"activations must be TopK or Rows, got {type(activations).__name__}")
+    _checks.dense("values", activations.values)
+    _checks.dense("weight", weight)
     values, weight = _autocast.cast(activations.values, weight)
     activations = activations._replace(values=values)
     indices = activations.indices
@@ -64,21 +66,8 @@ def _in_plain_torch(activations: TopK | Rows, weight: Tensor) -> Tensor:
 
 
 def _check(activations: TopK | Rows, weight: Tensor) -> None:
-    values, indices = activations.values, activations.indices
-    if weight.dim() != 2 or not weight.is_floating_point():
+    if weight.dim() != 2:
         raise ValueError(f"weight must be floating point (C, R), got {weight.dtype} {tuple(weight.shape)}")
-    if values.dtype != weight.dtype:
-        raise ValueError(f"values must have the dtype of weight, {weight.dtype}, got {values.dtype}")
-    if indices.dtype != torch.int32 or indices.shape != values.shape:
-        raise ValueError(f"indices must be int32 {tuple(values.shape)}, got {indices.dtype} {tuple(indices.shape)}")
-    if values.device != weight.device or indices.device != weight.device:
-        raise ValueError(f"values and indices must be on the device of weight, {weight.device}, got {values.device}")
-    if isinstance(activations, Rows):
-        offsets = activations.offsets
-        if values.dim() != 1 or offsets.dim() != 1 or offsets.dtype != torch.int64 or offsets.shape[0] < 1:
-            raise ValueError(
-                "Rows must have values (nnz,) and offsets (B + 1,) int64, "
-                f"got {tuple(values.shape)} and {offsets.dtype} {tuple(offsets.shape)}"
-            )
-    elif values.dim() < 1 or values.shape[-1] < 1:
-        raise ValueError(f"TopK values must be (..., K) with K >= 1, got {tuple(values.shape)}")
+    if activations.values.dtype != weight.dtype:
+        raise ValueError(f"values must have the dtype of weight, {weight.dtype}, got {activations.values.dtype}")
+    _checks.sparse("activations", activations, device=weight.device)

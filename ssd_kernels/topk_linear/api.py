@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .. import _autocast
+from .. import _autocast, _checks
 from .._backend import resolve
 from .._library import derivative_of_transform, transforms
 from .._types import Activation, Backend, Normalize, Precision, TopK
@@ -153,6 +153,9 @@ def topk_linear(
     _one_of("activation", activation, ACTIVATIONS)
     _one_of("normalize", normalize, NORMALIZE)
     _one_of("precision", precision, PRECISIONS)
+    for argument, tensor in (("x", x), ("weight", weight), ("bias", bias)):
+        if tensor is not None or argument != "bias":
+            _checks.strided(f"topk_linear: {argument}", tensor)
     x, weight, bias, scale = _autocast.cast(x, weight, bias, scale)
     _check(x, weight, bias, k)
     _check_choice(x, len(weight), k, scale, rows, groups)

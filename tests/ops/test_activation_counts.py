@@ -114,10 +114,10 @@ def test_an_index_out_of_range_is_refused(bad, backend):
     "call, message",
     [
         (lambda: activation_counts(torch.ones(2, 9), 8), "with R = 8"),
-        (lambda: activation_counts(torch.ones(2, 9), 0), "neurons must be at least 1, got 0"),
+        (lambda: activation_counts(torch.ones(2, 9), 0), "neurons must be at least 1 and below 2..31, got 0"),
         (lambda: activation_counts(torch.ones(2, 9, dtype=torch.int64), 9), "activations must be floating point"),
-        (lambda: activation_counts(torch.ones(2, 9), True), "neurons must be at least 1, got True"),
-        (lambda: activation_counts(torch.ones(2, 9), 9.0), "neurons must be at least 1, got 9.0"),
+        (lambda: activation_counts(torch.ones(2, 9), True), "neurons must be at least 1 and below 2..31, got True"),
+        (lambda: activation_counts(torch.ones(2, 9), 9.0), "neurons must be at least 1 and below 2..31, got 9.0"),
         (lambda: activation_counts([1.0], 9), "activations must be a Tensor, got list"),
         (
             lambda: activation_counts(

@@ -47,7 +47,9 @@ def test_a_resumed_run_with_momentum_is_bitwise_the_same(momentum, scan) -> None
         for name, tensor in whole.state_dict().items():
             assert torch.equal(tensor, parts.state_dict()[name]), (epoch, name)
     still = (whole.state_dict()["weight_velocity"] == 0).all(1)
-    assert still.any() and not still.all() and not torch.equal(whole.weight[still], normalize_inputs(whole.weight[still]))
+    assert (
+        still.any() and not still.all() and not torch.equal(whole.weight[still], normalize_inputs(whole.weight[still]))
+    )
 
 
 @pytest.fixture
@@ -116,6 +118,7 @@ def test_one_call_at_a_time() -> None:
     assert engine.logits(x).shape == (48, 3)
 
 
+@pytest.mark.slow
 def test_more_chunks_than_tickets() -> None:
     """A batch of more than 524 280 rows with two threads ends, and is the same as with one."""
     tensors, x, y = problem(neurons=12, dim=1, classes=1, samples=4)

@@ -338,6 +338,12 @@ def test_autocast_is_that_of_linear(backend):
     [
         ({"k": 0}, "k must be from 1 to R - 1 = 8, got 0"),
         ({"k": 9}, "k must be from 1 to R - 1 = 8, got 9"),
+        ({"k": 1.5}, "k must be from 1 to R - 1 = 8, got 1.5"),
+        ({"k": True}, "k must be from 1 to R - 1 = 8, got True"),
+        ({"x": torch.ones(2, 4).numpy()}, "x must be a Tensor, got ndarray"),
+        ({"weight": torch.ones(9, 4).to_sparse()}, "weight must be a dense tensor, got torch.sparse_coo"),
+        ({"x": torch.ones(2, 4, dtype=torch.float8_e4m3fn)}, "x must be floating point"),
+        ({"x": torch.ones(2, 0), "weight": torch.ones(9, 0)}, "D >= 1"),
         ({"x": torch.ones(2, 5)}, "weight must be"),
         ({"x": torch.ones(2, 4).double()}, "weight must have the dtype of x"),
         ({"x": torch.ones(2, 4, dtype=torch.int64)}, "x must be floating point"),

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "ops/sparse_linear/sparse_linear_levels.h"
+#include "ssd/check_rows.h"
 #include "ssd/gaba_linear.h"
 #include "ssd/parallel.h"
 #include "ssd/topk_linear.h"
@@ -25,12 +26,10 @@ constexpr double kWorthThread = 30000;  // multiplications that pay for waking a
 size_t storage_size(Dtype dtype) { return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2; }
 
 SparseLinearResult check(const SparseLinearParams& p) {
-  if (p.offsets[0] != 0 || p.offsets[p.batch] != p.entries) return {SparseLinearStatus::kBadOffsets, 0};
-  for (int64_t b = 0; b < p.batch; ++b)
-    if (p.offsets[b] > p.offsets[b + 1]) return {SparseLinearStatus::kBadOffsets, 0};
-  for (int64_t i = 0; i < p.entries; ++i)
-    if (p.indices[i] < 0 || p.indices[i] >= p.neurons) return {SparseLinearStatus::kBadIndex, p.indices[i]};
-  return {SparseLinearStatus::kDone, 0};
+  const RowsFinding found = check_rows(p.offsets, p.batch, p.indices, p.entries, p.neurons, false);
+  if (found.fault == RowsFault::kNone) return {SparseLinearStatus::kDone, 0};
+  return {found.fault == RowsFault::kOffsets ? SparseLinearStatus::kBadOffsets : SparseLinearStatus::kBadIndex,
+          found.value};
 }
 
 int useful_threads(const SparseLinearParams& p) {
