@@ -38,7 +38,7 @@ struct Course {
 // How far the follower is below its level in the record.
 double margin_of(const Course& course, const Layer& layer) {
   const bool outside = course.place == Place::kOutside || course.place == Place::kMover;
-  return (outside ? 1 + 1e-6 : tight(course.place) ? 0.05 : 0.6) * layer.certificates.gap();
+  return (outside ? 1 + 1e-6 : tight(course.place) ? 0.025 : 0.6) * layer.certificates.gap();
 }
 
 // K + 1 winners at the threshold and above, kNear neurons just below it, all others far below.
