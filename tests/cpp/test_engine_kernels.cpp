@@ -21,7 +21,8 @@ int main() {
       for (float& g : gradient) g = static_cast<float>(random.uniform());
       const std::vector<float> before = row;
       const float step = std::ldexp(1.f, -random.below(20));
-      const double returned = kernel.update_row(row.data(), gradient.data(), step, inputs, before.data());
+      std::vector<float> old(inputs);
+      const double returned = kernel.update_row(row.data(), gradient.data(), step, inputs, before.data(), old.data());
       double square = 0, norm2 = 0;
       for (int64_t d = 0; d < inputs; ++d) {
         const double change = static_cast<double>(row[d]) - before[d];
