@@ -49,11 +49,11 @@ def compiled_per_level() -> list[Path]:
 simd_files = compiled_per_level()
 
 
-def imports(path: Path) -> Iterator[str]:
-    """The absolute names of the modules that a file imports, anywhere in it."""
+def imports(path: Path, source: str | None = None) -> Iterator[str]:
+    """The absolute names of the modules that a file, or `source` in its place, imports anywhere in it."""
     base = KERNELS.parent if KERNELS in path.parents else TRAIN.parent
     package = path.relative_to(base).parent.parts
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text() if source is None else source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -190,6 +190,50 @@ def test_the_training_layer_uses_public_functions_only(path):
         parts = module.split(".")
         private = parts[0] == "ssd_kernels" and ("ops" in parts[2:] or any(part.startswith("_c") for part in parts))
         assert not private, f"{name_of(path)} imports {module}, which is no public interface"
+
+
+# The floors of ssd_train, ground up: a file may import what lies below its own floor, and its own folder.
+TRAIN_FLOORS = (
+    {"errors"}, {"records", "sizes"}, {"board", "checkpoint"}, {"curves"}, {"data"}, {"config"}, {"model"},
+    {"distill", "importance", "metrics", "pretrained"}, {"methods"}, {"options"}, {"validate"}, {"engines"},
+    {"trainer"}, {"plots"}, {"run"}, {"jobs"}, {"embed", "report"}, {"api"}, {"cli"}, {"__main__"},
+)  # fmt: skip
+TRAIN_FLOOR_OF = {room: i for i, rooms in enumerate(TRAIN_FLOORS) for room in rooms}
+
+
+def train_room(path: Path) -> str:
+    """The folder or file directly under ssd_train that a file belongs to."""
+    return path.relative_to(TRAIN).parts[0].removesuffix(".py")
+
+
+def upward_imports(path: Path, source: str | None = None) -> list[str]:
+    """What a file imports from a higher floor of ssd_train, or from another room of its own; types count too."""
+    own, found = train_room(path), []
+    for module in imports(path, source):
+        parts = module.split(".")
+        room = parts[1] if parts[0] == "ssd_train" and len(parts) > 1 and parts[1] in TRAIN_FLOOR_OF else own
+        if room != own and TRAIN_FLOOR_OF[room] >= TRAIN_FLOOR_OF[own]:
+            found.append(module)
+    return found
+
+
+floor_modules = [path for path in train_modules if path.parent != TRAIN or path.name != "__init__.py"]
+
+
+@pytest.mark.parametrize("path", floor_modules, ids=name_of)
+def test_the_training_layer_imports_downwards(path):
+    assert train_room(path) in TRAIN_FLOOR_OF, f"{name_of(path)} stands on no floor: name it in TRAIN_FLOORS"
+    assert not upward_imports(path), f"{name_of(path)} imports {upward_imports(path)}, on its own floor or above"
+
+
+@pytest.mark.parametrize("line", ["from ..trainer import Trainer", "from ssd_train.run import runner",
+                                  "import ssd_train.cli.main", "from .. import engines"])  # fmt: skip
+def test_an_upward_import_is_found(line):
+    """Also where only a type checker sees it."""
+    path = TRAIN / "methods" / "ssd.py"
+    planted = f"from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    {line}\n"
+    assert len(upward_imports(path, planted)) == 1
+    assert not upward_imports(path, "from ..model import SDMLP\nfrom .base import Method\n")
 
 
 def tracked() -> list[str]:

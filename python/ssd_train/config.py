@@ -19,83 +19,86 @@ MAX_DEPTH = 20
 RECIPES = resources.files("ssd_train") / "recipes"
 
 
-def _option(default: Any, text: str) -> Any:
+def option(default: Any, text: str) -> Any:
+    """A field of a dataclass of settings: its default, and the help that the command line shows."""
     return field(default=default, metadata={"help": text})
 
 
 @dataclass
 class TrainConfig:
-    """The options of `ssd-train run`; `None` means that the method or the data decide."""
+    """The options of `ssd-train run`; `None` means that the method or the data decide.
 
-    data: str | None = _option(
+    `options` are those of the method's own `Options`. In files and on the command line they stand beside the others.
+    """
+
+    data: str | None = option(
         None,
         "digits, FILE.safetensors or FILE.npz (keys x_train, y_train, x_test, y_test), mnist:DIR, cifar10:DIR, "
         "cifar100:DIR, tiny-imagenet:DIR or images:DIR",
     )
-    recipe: str | None = _option(None, "a packaged set of options; options given beside it win")
-    method: str = _option("ssd", "finetune, joint, sdmlp, ssd, ssd+ewc, ewc, si, mas, l2, lwf, icarl or flymodel")
-    model: Literal["sdmlp", "relu"] | None = _option(None, "the network; by default the method's own")
-    neurons: int = _option(1000, "R, neurons of a hidden layer")
-    layers: int = _option(1, "number of hidden layers")
-    k: int = _option(10, "K, winners per sample and layer")
-    k_start: int | None = _option(None, "K at the start, from where it falls linearly to --k; null: K does not change")
-    k_epochs: int | None = _option(None, "epochs of the first task in which K falls; by default all of them")
-    topk: Literal["gaba", "mask"] = _option("gaba", "gaba: inhibition by the (K+1)-th score; mask: winners keep theirs")
-    epochs: int = _option(2000, "epochs per task")
-    batch_size: int = _option(128, "B; the last smaller batch of an epoch is kept")
-    lr: float = _option(0.05, "learning rate of SGD")
-    momentum: float = _option(0.0, "momentum of SGD")
-    max_grad_norm: float | None = _option(1.0, "global norm that the gradient is clipped to; null or inf: not clipped")
-    gaba_switch: float | str = _option("auto", "S; auto: 0.2 x epochs x samples of task 0; none: exact Top-K at once")
-    alpha: float = _option(0.7, "weight of the cross entropy against the distillation (ssd)")
-    lam: float = _option(0.1, "weight of the hidden against the logit distillation (ssd)")
-    temperature: float = _option(8.0, "T of the distillation (ssd)")
-    n_distill: int = _option(1000, "n, distilled neurons per hidden layer, clamped to K .. R (ssd)")
-    kl: Literal["forward", "reverse"] = _option("forward", "forward: KL(teacher || student); reverse: as Eq. 2-3 print")
-    hidden: Literal["activations", "scores"] = _option("activations", "what the hidden distillation compares (ssd)")
-    frequency: Literal["eval", "last_epoch"] = _option("eval", "where activity is counted: a pass after the task, or "
-                                                       "its last epoch's steps (ssd)")  # fmt: skip
-    rank: Literal["frequency", "entropy"] = _option("frequency", "distilled neurons: most frequent, or active ones "
-                                                    "of least entropy (ssd)")  # fmt: skip
-    old_classes_only: bool = _option(False, "distil the logits of classes seen before only (ssd)")
-    validation: float = _option(
+    recipe: str | None = option(None, "a packaged set of options; options given beside it win")
+    method: str = option("ssd", "a method of this package or of an installed one, or package.module:Class")
+    model: Literal["sdmlp", "relu"] | None = option(None, "the network; by default the method's own")
+    neurons: int = option(1000, "R, neurons of a hidden layer")
+    layers: int = option(1, "number of hidden layers")
+    k: int = option(10, "K, winners per sample and layer")
+    k_start: int | None = option(None, "K at the start, from where it falls linearly to --k; null: K does not change")
+    k_epochs: int | None = option(None, "epochs of the first task in which K falls; by default all of them")
+    topk: Literal["gaba", "mask"] = option("gaba", "gaba: inhibition by the (K+1)-th score; mask: winners keep theirs")
+    epochs: int = option(2000, "epochs per task")
+    batch_size: int = option(128, "B; the last smaller batch of an epoch is kept")
+    lr: float = option(0.05, "learning rate of SGD")
+    momentum: float = option(0.0, "momentum of SGD")
+    max_grad_norm: float | None = option(1.0, "global norm that the gradient is clipped to; null or inf: not clipped")
+    gaba_switch: float | str = option("auto", "S; auto: 0.2 x epochs x samples of task 0; none: exact Top-K at once")
+    validation: float = option(
         0.0, "share of the training data held out by class and tested on instead of the test set"
     )
-    coef: float | None = _option(None, "weight of a penalty; by default what the SDMLP paper used on CIFAR")
-    beta: float | None = _option(None, "factor of the logits where importance is measured (ewc, si, mas)")
-    estimator: str | None = _option(None, "how importance is estimated; ewc: batch-argmax, sample-true, exact, ...")
-    online: float | None = _option(None, "one penalty instead of one per task: factor of the older importance; "
-                                   "the task's is added to it (ewc) or weighs 1 - online (mas)")  # fmt: skip
-    importance_samples: int = _option(2048, "samples per task that importance is measured on; 0: all (ewc, mas)")
-    order: str = _option("ordinal", "order of the classes: ordinal, seed:N, numpy:N, or seed (the run's seed)")
-    classes_per_task: int = _option(2, "classes per task; the last task takes what is left")
-    pretrained: str | None = _option(None, "model.safetensors of `ssd-train pretrain` to start from")
-    gaba_reset: bool = _option(False, "start from --pretrained without its GABA counters and S")
-    seeds: int | str | list[int] = _option("0", "0, 0,1,2 or 0-4; one run each")  # noqa: RUF009
-    device: str = _option("cpu", "cpu, cuda or cuda:N")
-    dtype: Literal["float32", "float64"] = _option("float32", "floating-point type of weights and inputs")
-    backend: str = _option("auto", "implementation of the operations: auto, reference, cpu, triton or cuda")
-    engine: Literal["autograd", "fused"] = _option(
+    order: str = option("ordinal", "order of the classes: ordinal, seed:N, numpy:N, or seed (the run's seed)")
+    classes_per_task: int = option(2, "classes per task; the last task takes what is left")
+    pretrained: str | None = option(None, "model.safetensors of `ssd-train pretrain` to start from")
+    gaba_reset: bool = option(False, "start from --pretrained without its GABA counters and S")
+    seeds: int | str | list[int] = option("0", "0, 0,1,2 or 0-4; one run each")  # noqa: RUF009
+    device: str = option("cpu", "cpu, cuda or cuda:N")
+    dtype: Literal["float32", "float64"] = option("float32", "floating-point type of weights and inputs")
+    backend: str = option("auto", "implementation of the operations: auto, reference, cpu, triton or cuda")
+    engine: Literal["autograd", "fused"] = option(
         "fused", "fused: SDMLPEngine, where it applies; autograd: one operation at a time"
     )
-    threads: int | None = _option(None, "CPU threads; by default one for small layers, else torch's choice")
-    eval_every: int | None = _option(None, "epochs between points of the curves; by default 5 points per task")
-    probe_size: int = _option(512, "test samples whose winners the neuron heatmap shows; 0: no heatmap")
-    plots: bool = _option(True, "draw the figures of the run")
-    checkpoint_seconds: float | None = _option(60.0, "seconds between checkpoints, null or inf: none; one is also "
-                                                     "written after every task")  # fmt: skip
-    out: str | None = _option(None, "output folder; by default runs/DATA-METHOD-TIME")
-    resume: bool = _option(False, "continue what --out holds")
-    overwrite: bool = _option(False, "replace the run that --out holds")
+    threads: int | None = option(None, "CPU threads; by default one for small layers, else torch's choice")
+    jobs: int | None = option(None, "seeds trained at a time, each in a process of one thread; by default as many as "
+                                    "there are cores while B R D is at most 64 M, else 1")  # fmt: skip
+    keep_models: bool = option(False, "keep the model after each task as model-task-T.safetensors")
+    log: Literal["tensorboard"] | None = option(None, "tensorboard: the curves for TensorBoard, too")
+    eval_every: int | None = option(None, "epochs between points of the curves; by default 5 points per task")
+    probe_size: int = option(512, "test samples whose winners the neuron heatmap shows; 0: no heatmap")
+    plots: bool = option(True, "draw the figures of the run")
+    checkpoint_seconds: float | None = option(60.0, "seconds between checkpoints, null or inf: none; one is also "
+                                                    "written after every task")  # fmt: skip
+    out: str | None = option(None, "output folder; by default runs/DATA-METHOD-TIME")
+    resume: bool = option(False, "continue what --out holds")
+    overwrite: bool = option(False, "replace the run that --out holds")
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Writes "no limit" as null, which JSON knows."""
         self.max_grad_norm = None if self.max_grad_norm == math.inf else self.max_grad_norm
         self.checkpoint_seconds = None if self.checkpoint_seconds == math.inf else self.checkpoint_seconds
 
+    @classmethod
+    def of(cls, **settings: Any) -> TrainConfig:
+        """From flat settings: names of no general setting are the method's own."""
+        return from_dict(settings)
+
+
+# The settings of every run; a method's own options have other names.
+GENERAL = frozenset(f.name for f in dataclasses.fields(TrainConfig))
+
 
 # Settings that may differ when a run is resumed: they say where and how it runs, not what it computes.
-FREE_ON_RESUME = frozenset({"recipe", "out", "checkpoint_seconds", "seeds", "threads", "plots"})
+FREE_ON_RESUME = frozenset(
+    {"recipe", "out", "checkpoint_seconds", "seeds", "threads", "jobs", "plots", "keep_models", "log"}
+)
 
 
 def recipe_names() -> list[str]:
@@ -139,16 +142,15 @@ def parse_gaba_switch(value: float | str) -> float | Literal["auto"] | None:
 
 
 def as_dict(config: TrainConfig) -> dict[str, Any]:
-    """The settings that say what was run; `resume` and `overwrite` only say how it was started."""
-    return {k: v for k, v in dataclasses.asdict(config).items() if k not in ("resume", "overwrite")}
+    """The settings that say what was run, flat; `resume` and `overwrite` only say how it was started."""
+    general = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("resume", "overwrite", "options")}
+    return general | config.options
 
 
-def from_dict(settings: dict[str, Any], source: str) -> TrainConfig:
-    """A config from a saved run's settings."""
-    known = {f.name for f in dataclasses.fields(TrainConfig)}
-    if unknown := sorted(set(settings) - known):
-        raise BadInput(f"{source}: unknown setting {unknown[0]!r}; this version knows {', '.join(sorted(known))}")
-    return TrainConfig(**settings)
+def from_dict(settings: dict[str, Any]) -> TrainConfig:
+    """A config from flat settings; names of no general setting are taken as the method's own."""
+    options = settings.get("options", {}) | {k: v for k, v in settings.items() if k not in GENERAL}
+    return TrainConfig(**{k: v for k, v in settings.items() if k in GENERAL} | {"options": options})
 
 
 class _PlainLoader(yaml.SafeLoader):

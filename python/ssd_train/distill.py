@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -29,42 +31,48 @@ def select_units(counts: list[Tensor], n: int, k: int, samples: int = 0, rank: s
     return chosen
 
 
+class Answers(NamedTuple):
+    """What a frozen model says about a task's data.
+
+    logits: (N, C). hidden: per hidden layer the activations of the distilled neurons on all N samples, as Rows.
+    """
+
+    logits: Tensor
+    hidden: list[Rows]
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, list[Rows]]:
+        """Logits and selected activations of some of the samples: rows (B,) int64."""
+        return self.logits[rows], [take(hidden, rows) for hidden in self.hidden]
+
+
+@torch.no_grad()
+def answers(model: SDMLP, units: list[Tensor], x: Tensor, batch_size: int = 1024) -> Answers:
+    """Evaluates a frozen model on prepared inputs x: (N, D), once. Its counters stay as they are.
+
+    Args:
+        units: per hidden layer the neurons to distil, (n,) int64, ascending.
+    """
+    logits, parts = [], []
+    for part in x.split(batch_size):
+        output = model(part, normalized=True)
+        logits.append(output.logits)
+        layers = zip(output.hidden, units, model.weights)
+        parts.append([_only(hidden, chosen, len(weight)) for hidden, chosen, weight in layers])
+    return Answers(torch.cat(logits), [_concatenate([layers[i] for layers in parts]) for i in range(len(units))])
+
+
 class Teacher:
-    """A frozen copy of the model after the previous task, evaluated once on the current task's data.
+    """A frozen copy of the model after the previous task.
 
     Attributes:
         model: the copy, with its own GABA counters. units: J of each hidden layer, (n,) int64 each, ascending.
-        logits: (N, C). hidden: per hidden layer the activations of J on all N samples, as Rows.
     """
 
     def __init__(self, model: SDMLP, units: list[Tensor]) -> None:
         self.model, self.units = frozen_copy(model), [u.clone() for u in units]
-        self.logits: Tensor = torch.empty(0)
-        self.hidden: list[Rows] = []
-        self.scores: Tensor = torch.empty(0)
-
-    @torch.no_grad()
-    def evaluate(self, x: Tensor, batch_size: int = 1024, scores: bool = False) -> None:
-        """Computes logits and selected activations of the prepared inputs x: (N, D). The counters stay as they are.
-
-        With `scores` also the first layer's scores of J before inhibition, (N, n).
-        """
-        logits, parts = [], []
-        for part in x.split(batch_size):
-            output = self.model(part, normalized=True)
-            logits.append(output.logits)
-            layers = zip(output.hidden, self.units, self.model.weights)
-            parts.append([_only(hidden, units, len(weight)) for hidden, units, weight in layers])
-        self.logits = torch.cat(logits)
-        self.scores = x @ self.model.weights[0][self.units[0]].T if scores else self.scores
-        self.hidden = [_concatenate([layers[i] for layers in parts]) for i in range(len(self.units))]
-
-    def batch(self, rows: Tensor) -> tuple[Tensor, list[Rows]]:
-        """Logits and selected activations of some of the samples."""
-        return self.logits[rows], [take(hidden, rows) for hidden in self.hidden]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, counters and index sets; the evaluation is repeated after a resume and gives the same bits."""
+        """Weights, counters and index sets; what it says is evaluated anew after a resume and gives the same bits."""
         named = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         return named | {f"units{i}": units for i, units in enumerate(self.units)}
 

@@ -4,37 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import ssd_kernels
 from ssd_kernels import NonFiniteStep
 from ssd_kernels._backend import missing_reason
 
+from .config import TrainConfig
+from .distill import Answers, answers
 from .errors import BadInput
-from .methods import Batch, Method
-from .model import SDMLP, activity, predict, sdmlp_engine
-from .records import ROW_KINDS, EpochSums
-
-if TYPE_CHECKING:
-    from .config import TrainConfig
-    from .trainer import Trainer
+from .methods import Batch, Method, TaskContext
+from .model import SDMLP, Network, activity, predict
+from .records import ROW_KINDS, EpochSums, Progress
 
 MANY_ACTIVE = 64  # active neurons per row from which the engine's steps keep no lists of them
 PART_NAMES = {"ce": "cross-entropy", "kd_hidden": "hidden distillation", "kd_logits": "logit distillation"}
 LONGEST_STEP = 1e38  # beyond it a weight may leave float32
 
 
-def stopped(trainer: Trainer, error: NonFiniteStep) -> BadInput:
+def stopped(method: Method, progress: Progress, error: NonFiniteStep) -> BadInput:
     """What the user is told of a step that was not taken, with the option that most likely helps."""
-    change, option = "smaller", "lr"
-    if "distillation" in error.what:
-        change, option = "larger" if trainer.config.temperature < 1 else "smaller", "temperature"
-    elif "penalty" in error.what:
+    change, option, own = "smaller", "lr", method.options
+    if "distillation" in error.what and hasattr(own, "temperature"):
+        change, option = "larger" if own.temperature < 1 else "smaller", "temperature"
+    elif "penalty" in error.what and hasattr(own, "coef"):
         option = "coef"
-    value, progress = getattr(trainer.config, option), trainer.progress
+    value = getattr(method.config if option == "lr" else own, option)
     now = "" if value is None else f" (it is {value})"
     return BadInput(
         f"training: {error}; task {progress.stage}, epoch {progress.epoch}; try a {change} --{option}{now}"
@@ -50,27 +48,26 @@ class AutogradEngine:
 
     name = "autograd"
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer, self.config = trainer, trainer.config
-        self.model, self.method = trainer.model, trainer.method
+    def __init__(self, context: TaskContext, method: Method, progress: Progress) -> None:
+        self.context, self.config, self.progress = context, context.config, progress
+        self.model, self.method = context.model, method
         self.names, self.parameters = map(list, zip(*self.model.named_parameters()))
-        sparse = isinstance(self.model, SDMLP) and self.config.momentum == 0 and not self.method.touches_all_rows
+        sparse = self.model.kind == "sdmlp" and self.config.momentum == 0 and not self.method.touches_all_rows
         self.step = self._step_touched_rows if sparse else self._step_all_rows
         self.reports_steps = type(self.method).before_projection is not Method.before_projection
         self.scale = 1.0  # of the present step's gradient
         self.velocity: list[Tensor] = []
         if self.config.momentum:
             self.velocity = [torch.zeros_like(p) for p in self.parameters]
-        if isinstance(self.model, SDMLP):
-            self.model.sparse_grad = sparse
+        self.model.sparse_grad = sparse
 
     def train_epoch(self, order: Tensor, sums: EpochSums, interrupted: Callable[[], bool]) -> int:
         """Trains on the task's rows in `order`; stops early when interrupted. Returns how many rows were used."""
-        trainer, used = self.trainer, 0
+        context, used = self.context, 0
         for rows in order.split(self.config.batch_size):
             if interrupted():
                 break
-            loss = self.method.loss(self.model, Batch(trainer.x[rows], trainer.y[rows], rows))
+            loss = self.method.loss(self.model, Batch(context.x[rows], context.y[rows], rows))
             total = loss.total.item()
             try:
                 if not math.isfinite(total):
@@ -79,15 +76,15 @@ class AutogradEngine:
                 loss.total.backward()
                 self._check_gradients(used // self.config.batch_size)
             except NonFiniteStep as error:
-                raise stopped(trainer, error) from None
+                raise stopped(self.method, self.progress, error) from None
             self.step()
             self.model.count(loss.output.hidden)
-            self.method.after_step(trainer)
+            self.method.after_step(context)
             used += len(rows)
             sums.samples += len(rows)
-            sums.parts["loss"] += total * len(rows)
+            sums.add("loss", total, len(rows))
             for name, value in loss.parts.items():
-                sums.parts[name] += value.item() * len(rows)
+                sums.add(name, float(value), len(rows))
             sums.rows["scanned"] += len(rows)
         return used
 
@@ -96,6 +93,9 @@ class AutogradEngine:
 
     def activity(self, x: Tensor) -> list[Tensor]:
         return activity(self.model, x)
+
+    def make_teacher(self, model: Network, units: list[Tensor], x: Tensor) -> Answers:
+        return answers(model, units, x)
 
     @torch.no_grad()
     def _check_gradients(self, step: int) -> None:
@@ -146,8 +146,7 @@ class AutogradEngine:
             parameter.grad = None
         if self.reports_steps:
             self.method.before_projection(steps)
-        if isinstance(self.model, SDMLP):
-            self.model.project()
+        self.model.project()
 
     def tensors(self) -> dict[str, Tensor]:
         return {f"velocity{i}": v for i, v in enumerate(self.velocity)}
@@ -162,35 +161,44 @@ class FusedEngine:
 
     name = "fused"
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer, self.config, self.method = trainer, trainer.config, trainer.method
+    def __init__(self, context: TaskContext, method: Method, progress: Progress) -> None:
+        self.context, self.config, self.method, self.progress = context, context.config, method, progress
         try:
-            self.native = sdmlp_engine(trainer.model, trainer.config)
+            self.native = self._on(context.model)
         except ValueError as error:
             raise BadInput(f"the fused engine: {error}") from None
+
+    def _on(self, model: SDMLP) -> ssd_kernels.SDMLPEngine:
+        """The native engine on a model's own tensors."""
+        config = self.config
+        return ssd_kernels.SDMLPEngine(
+            model.weights[0].data, model.output_weight.data, model.counts[0], k=model.k,
+            gaba_switch=model.gaba_switch, lr=config.lr, momentum=config.momentum, max_grad_norm=config.max_grad_norm,
+            backend=config.backend, **self.method.fused_settings(),
+        )  # fmt: skip
 
     def train_epoch(self, order: Tensor, sums: EpochSums, interrupted: Callable[[], bool]) -> int:
         """Trains on the task's rows in `order`; stops early when interrupted. Returns how many rows were used."""
         if interrupted():
             return 0
-        trainer, size = self.trainer, min(self.config.batch_size, max(len(order), 1))
-        terms = self.method.fused_terms(trainer)
+        context, size = self.context, min(self.config.batch_size, max(len(order), 1))
+        terms = self.method.fused_terms()
         try:
             stats = self.native.train_epoch(
-                trainer.x, trainer.y, order.contiguous(), size, should_stop=interrupted, **terms
+                context.x, context.y, order.contiguous(), size, should_stop=interrupted, **terms
             )
         except NonFiniteStep as error:
-            raise stopped(trainer, error) from None
+            raise stopped(self.method, self.progress, error) from None
         except ValueError as error:
-            raise BadInput(f"training: {error}; task {trainer.progress.stage}") from None
+            raise BadInput(f"training: {error}; task {self.progress.stage}") from None
         used = min(stats.steps * size, len(order))
         sums.samples += used
         for name in ("loss", "ce", "kd_hidden", "kd_logits"):
-            sums.parts[name] += getattr(stats, name) * used
+            sums.add(name, getattr(stats, name), used)
         for kind in ROW_KINDS:
             sums.rows[kind] += getattr(stats, kind)
         for phase, seconds in stats.seconds.items():
-            trainer.progress.phases[phase] = trainer.progress.phases.get(phase, 0.0) + seconds
+            self.progress.phases[phase] = self.progress.phases.get(phase, 0.0) + seconds
         self._add_activity(stats)
         return used
 
@@ -200,7 +208,7 @@ class FusedEngine:
             kind = "all active"
         else:
             kind = f"over {MANY_ACTIVE} active" if stats.active_per_row > MANY_ACTIVE else f"up to {MANY_ACTIVE} active"
-        entry = self.trainer.progress.activity.setdefault(kind, {"steps": 0, "seconds": 0.0})
+        entry = self.progress.activity.setdefault(kind, {"steps": 0, "seconds": 0.0})
         entry["steps"] += stats.steps
         entry["seconds"] += sum(stats.seconds.values())
 
@@ -210,6 +218,9 @@ class FusedEngine:
     def activity(self, x: Tensor) -> list[Tensor]:
         return [self.native.frequencies(x)]
 
+    def make_teacher(self, model: SDMLP, units: list[Tensor], x: Tensor) -> Any:
+        return self._on(model).make_teacher(x, units[0])
+
     def tensors(self) -> dict[str, Tensor]:
         state = self.native.state_dict()
         return {name: state[name] for name in ("weight_velocity", "output_velocity") if name in state}
@@ -218,11 +229,11 @@ class FusedEngine:
         self.native.load_state_dict(self.native.state_dict() | tensors)
 
 
-def fused_reason(config: TrainConfig, model: nn.Module, method: Method) -> str:
+def fused_reason(config: TrainConfig, model: Network, method: Method) -> str:
     """Why the fused engine cannot train this; empty when it can."""
-    if not isinstance(model, SDMLP):
+    if model.kind != "sdmlp":
         return "it trains SDMLP, not a ReLU MLP"
-    if len(model.weights) > 1:
+    if config.layers > 1:
         return "it trains one hidden layer"
     if config.topk != "gaba" or config.k_start is not None:
         return "it trains with GABA inhibition and one K"
@@ -233,8 +244,9 @@ def fused_reason(config: TrainConfig, model: nn.Module, method: Method) -> str:
     return missing_reason("cpu", "sdmlp_trainer", torch.device(config.device))
 
 
-def make_engine(trainer: Trainer) -> AutogradEngine | FusedEngine:
-    """The engine asked for, or the autograd engine where the fused one does not apply."""
-    if trainer.config.engine == "fused" and not fused_reason(trainer.config, trainer.model, trainer.method):
-        return FusedEngine(trainer)
-    return AutogradEngine(trainer)
+def make_engine(context: TaskContext, method: Method, progress: Progress) -> AutogradEngine | FusedEngine:
+    """The engine asked for, or the autograd engine where the fused one does not apply; the context computes with it."""
+    fused = context.config.engine == "fused" and not fused_reason(context.config, context.model, method)
+    engine = (FusedEngine if fused else AutogradEngine)(context, method, progress)
+    context.evaluator = engine
+    return engine

@@ -62,3 +62,13 @@ def reading(path: Path | str, problem: str) -> Iterator[None]:
         raise BadInput(f"{path}: {problem}, or larger than the memory at hand") from None
     except Exception as error:
         raise BadInput(f"{path}: {problem} ({reason(error)})") from None
+
+
+def need(ok: bool, name: str, given: object, allowed: str) -> None:
+    """Refuses the option `name` unless `ok`.
+
+    Raises:
+        BadInput: names the option as the command line spells it, what was given and what is allowed.
+    """
+    if not ok:
+        raise bad("--" + name.replace("_", "-"), given, allowed)

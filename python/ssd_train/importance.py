@@ -7,7 +7,6 @@ G = dL/dz that is G^T X per batch, and for single samples its square is (G*G)^T 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,46 +17,14 @@ from ssd_kernels import Rows
 from ssd_kernels._backend import resolve
 from ssd_kernels.relu_fisher import relu_fisher_, relu_mlp
 
-from .model import EPS, SDMLP, ReLUMLP
+from .model import Layer, Network
 
 BATCH = 512
 ESTIMATORS = ("batch-argmax", "batch-true", "batch-sampled", "sample-argmax", "sample-true", "sample-sampled", "exact",
               "mean-argmax", "mean-true", "mean-sampled")  # fmt: skip
 
 
-class Layer(NamedTuple):
-    """A linear layer in one forward pass.
-
-    names: its weight's and, where it has one, its bias's name. x: (B, D) input. z: (B, R) output, part of the graph.
-    mask: (B, R), where a gradient reaches z, or None where it reaches all of it.
-    """
-
-    names: tuple[str, ...]
-    x: Tensor
-    z: Tensor
-    mask: Tensor | None
-
-
-def layers_of(model: nn.Module, x: Tensor) -> list[Layer]:
-    """One dense forward pass of prepared inputs x: (B, D); the last layer's z are the logits."""
-    layers: list[Layer] = []
-    if isinstance(model, ReLUMLP):
-        for i, layer in enumerate(model.hidden):
-            z = layer(x)
-            layers.append(Layer((f"hidden.{i}.weight", f"hidden.{i}.bias"), x, z, None))
-            x = torch.relu(z)
-        return [*layers, Layer(("output.weight", "output.bias"), x, model.output(x), None)]
-    assert isinstance(model, SDMLP)
-    for i in range(len(model.weights)):
-        if layers:
-            x = x / x.norm(dim=1, keepdim=True).clamp_min(EPS)
-        h = model.activate(i, x, "dense")
-        layers.append(Layer((f"weights.{i}",), x, h, h.detach() > 0))
-        x = h
-    return [*layers, Layer(("output_weight",), x, x @ model.output_weight.T, None)]
-
-
-def fisher(model: nn.Module, x: Tensor, y: Tensor, estimator: str, beta: float,
+def fisher(model: Network, x: Tensor, y: Tensor, estimator: str, beta: float,
            generator: torch.Generator | None = None, batch_size: int = BATCH) -> dict[str, Tensor]:  # fmt: skip
     """Diagonal Fisher information of every weight, the mean over the samples.
 
@@ -81,7 +48,7 @@ def fisher(model: nn.Module, x: Tensor, y: Tensor, estimator: str, beta: float,
         if kind in ("sample", "exact") and len(total) in (2, 4):
             _add_one_hidden(total, model, part, targets, labels, beta, generator)
             continue
-        layers = layers_of(model, part)
+        layers = model.layers(part)
         scaled = beta * layers[-1].z
         if kind == "exact":
             _add_exact(total, layers, beta)
@@ -97,7 +64,7 @@ def fisher(model: nn.Module, x: Tensor, y: Tensor, estimator: str, beta: float,
     return {name: value.div_(count) for name, value in total.items()}
 
 
-def sensitivity(model: nn.Module, x: Tensor, estimator: str, beta: float, batch_size: int = BATCH) -> dict[str, Tensor]:
+def sensitivity(model: Network, x: Tensor, estimator: str, beta: float, batch_size: int = BATCH) -> dict[str, Tensor]:
     """MAS: how strongly the squared length of beta y reacts to each weight, |d ||beta y||^2 / dw|, mean over samples.
 
     `batch` takes the absolute value of the sum over a batch of 512, `sample` that of each sample; `mean` the absolute
@@ -106,7 +73,7 @@ def sensitivity(model: nn.Module, x: Tensor, estimator: str, beta: float, batch_
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     size = batch_size if estimator == "mean" else BATCH
     for part in x.split(size):
-        layers = layers_of(model, part)
+        layers = model.layers(part)
         length = (beta * layers[-1].z).square().sum() / (len(part) if estimator == "mean" else 1)
         for layer, gradient in zip(layers, _gradients(length, layers)):
             if estimator == "sample":
@@ -160,14 +127,14 @@ def _add_exact(total: dict[str, Tensor], layers: list[Layer], beta: float) -> No
 
 
 @torch.no_grad()
-def _add_one_hidden(total: dict[str, Tensor], model: nn.Module, x: Tensor, y: Tensor, labels: str, beta: float,
+def _add_one_hidden(total: dict[str, Tensor], model: Network, x: Tensor, y: Tensor, labels: str, beta: float,
                     generator: torch.Generator | None) -> None:  # fmt: skip
     """`sample-*` and `exact` with one hidden layer, without a backward pass.
 
     For the label c, dL/dy = beta (p - e_c) and dL/dh_j = beta (p V_j - V_cj) where h_j > 0; over c ~ p the mean square
     of the first is beta^2 p (1 - p), of the second beta^2 Var V_cj. An SDMLP's few active neurons are taken as Rows.
     """
-    if isinstance(model, ReLUMLP):
+    if model.kind == "relu":
         layer, output = model.hidden[0], model.output
         h, logits = relu_mlp(x, layer.weight, layer.bias, output.weight, output.bias)
         scaled = beta * logits

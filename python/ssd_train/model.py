@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,6 @@ import ssd_kernels
 from ssd_kernels import Rows, TopK
 
 from .errors import BadInput
-
-if TYPE_CHECKING:
-    from .config import TrainConfig
 
 EPS = 1e-12
 
@@ -31,7 +28,51 @@ class Output(NamedTuple):
     hidden: list[Rows | Tensor]
 
 
-class SDMLP(nn.Module):
+class Layer(NamedTuple):
+    """A linear layer in one forward pass.
+
+    names: its weight's and, where it has one, its bias's name. x: (B, D) input. z: (B, R) output, part of the graph.
+    mask: (B, R), where a gradient reaches z, or None where it reaches all of it.
+    """
+
+    names: tuple[str, ...]
+    x: Tensor
+    z: Tensor
+    mask: Tensor | None
+
+
+class Network(nn.Module):
+    """What training, evaluation and the methods need of a network.
+
+    Attributes:
+        kind: its name for `--model`.
+        sparse_grad: whether the gradients of the hidden weights are row-sparse; only `sdmlp` can have it.
+        counters: per hidden layer c, how often each neuron was active in training, (R,) int64; none in a dense network.
+    """
+
+    kind: ClassVar[str]
+    sparse_grad = False
+
+    @property
+    def counters(self) -> list[Tensor]:
+        return []
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """What the first layer sees of raw inputs x: (N, D); `forward(..., normalized=True)` takes it."""
+        return x
+
+    def layers(self, x: Tensor) -> list[Layer]:
+        """One dense forward pass of prepared inputs x: (B, D); the last layer's z are the logits."""
+        raise NotImplementedError
+
+    def count(self, hidden: list[Rows | Tensor]) -> None:
+        """Adds a training batch's activity to the counters."""
+
+    def project(self) -> None:
+        """Puts the weights back where the network's constraints allow them, after a step."""
+
+
+class SDMLP(Network):
     """Sparse distributed memory MLP: unit addresses, Top-K with GABA inhibition, no biases.
 
     Per layer: x <- relu(x) / ||x||, a = max(W x, 0), h = relu(a - g I) with I the (K+1)-th largest of a and g the
@@ -45,6 +86,8 @@ class SDMLP(nn.Module):
         topk: `gaba`, or `mask`: h = a on the K winners (ties: the lowest index), nothing subtracted, no inhibition.
         backend: implementation of the operations.
     """
+
+    kind = "sdmlp"
 
     def __init__(
         self, dim: int, classes: int, neurons: int, k: int, *, layers: int = 1, gaba_switch: float | None = None,
@@ -68,6 +111,24 @@ class SDMLP(nn.Module):
     def counts(self) -> list[Tensor]:
         """The GABA counters c of each hidden layer: (R,) int64, how often each neuron was active in training."""
         return [getattr(self, f"counts{layer}") for layer in range(len(self.weights))]
+
+    @property
+    def counters(self) -> list[Tensor]:
+        return self.counts
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """relu and unit norm: once for the whole data, not per step."""
+        return ssd_kernels.normalize_inputs(x)
+
+    def layers(self, x: Tensor) -> list[Layer]:
+        layers: list[Layer] = []
+        for i in range(len(self.weights)):
+            if layers:
+                x = x / x.norm(dim=1, keepdim=True).clamp_min(EPS)
+            h = self.activate(i, x, "dense")
+            layers.append(Layer((f"weights.{i}",), x, h, h.detach() > 0))
+            x = h
+        return [*layers, Layer(("output_weight",), x, x @ self.output_weight.T, None)]
 
     def gaba(self, counts: Tensor) -> Tensor:
         """g = clip(-1 + 2 c / S, -1, 1) per neuron, computed in fp64: (R,) in the weights' dtype."""
@@ -127,8 +188,10 @@ class SDMLP(nn.Module):
         self.output_weight.clamp_(min=0)
 
 
-class ReLUMLP(nn.Module):
+class ReLUMLP(Network):
     """Linear, ReLU, ..., Linear, all with biases: the network of the dense baselines."""
+
+    kind = "relu"
 
     def __init__(self, dim: int, classes: int, neurons: int, *, layers: int = 1) -> None:
         super().__init__()
@@ -142,8 +205,13 @@ class ReLUMLP(nn.Module):
             x = torch.relu(layer(x))
         return Output(self.output(x), [])
 
-    def count(self, hidden: list[Rows | Tensor]) -> None:
-        """A ReLU MLP counts nothing."""
+    def layers(self, x: Tensor) -> list[Layer]:
+        layers: list[Layer] = []
+        for i, layer in enumerate(self.hidden):
+            z = layer(x)
+            layers.append(Layer((f"hidden.{i}.weight", f"hidden.{i}.bias"), x, z, None))
+            x = torch.relu(z)
+        return [*layers, Layer(("output.weight", "output.bias"), x, self.output(x), None)]
 
 
 def _dense(rows: Rows | Tensor, neurons: int) -> Tensor:
@@ -167,10 +235,10 @@ def _sorted_rows(top: TopK) -> Rows:
 
 
 def build_model(kind: str, *, dim: int, classes: int, neurons: int, layers: int, k: int, gaba_switch: float | None,
-                backend: str, dtype: torch.dtype, device: str, topk: str = "gaba") -> nn.Module:  # fmt: skip
+                backend: str, dtype: torch.dtype, device: str, topk: str = "gaba") -> Network:  # fmt: skip
     """A fresh network from the global random state. The fp32 draw is the same for every dtype and device."""
     if kind == "relu":
-        model: nn.Module = ReLUMLP(dim, classes, neurons, layers=layers)
+        model: Network = ReLUMLP(dim, classes, neurons, layers=layers)
     elif kind == "sdmlp":
         model = SDMLP(dim, classes, neurons, k, layers=layers, gaba_switch=gaba_switch, topk=topk, backend=backend)
     else:
@@ -178,30 +246,21 @@ def build_model(kind: str, *, dim: int, classes: int, neurons: int, layers: int,
     return model.to(device=device, dtype=dtype)
 
 
-def sdmlp_engine(model: SDMLP, config: TrainConfig) -> ssd_kernels.SDMLPEngine:
-    """The native engine on a model's own tensors."""
-    return ssd_kernels.SDMLPEngine(
-        model.weights[0].data, model.output_weight.data, model.counts[0], k=model.k, gaba_switch=model.gaba_switch,
-        lr=config.lr, momentum=config.momentum, max_grad_norm=config.max_grad_norm, alpha=config.alpha, lam=config.lam,
-        temperature=config.temperature, kl=config.kl, backend=config.backend,
-    )  # fmt: skip
-
-
-def frozen_copy(model: nn.Module) -> nn.Module:
+def frozen_copy(model: Network) -> Network:
     """A copy that needs no gradient: the teacher."""
     return copy.deepcopy(model).requires_grad_(False)
 
 
 @torch.no_grad()
-def predict(model: nn.Module, x: Tensor, batch_size: int = 1024) -> Tensor:
+def predict(model: Network, x: Tensor, batch_size: int = 1024) -> Tensor:
     """Logits of prepared inputs x: (N, D), in batches: (N, C)."""
     return torch.cat([model(part, normalized=True).logits for part in x.split(batch_size)])
 
 
 @torch.no_grad()
-def activity(model: SDMLP, x: Tensor, batch_size: int = 1024) -> list[Tensor]:
+def activity(model: Network, x: Tensor, batch_size: int = 1024) -> list[Tensor]:
     """Per hidden layer, how many of the prepared samples x: (N, D) activate each neuron: (R,) int64."""
-    totals = [torch.zeros_like(counts) for counts in model.counts]
+    totals = [torch.zeros_like(counts) for counts in model.counters]
     for part in x.split(batch_size):
         for total, active in zip(totals, model(part, normalized=True).hidden):
             total += ssd_kernels.activation_counts(active, len(total), backend=model.backend)

@@ -43,6 +43,10 @@ class EpochSums:
     parts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ROW_KINDS, 0))
 
+    def add(self, name: str, mean: float, samples: int) -> None:
+        """Adds a part's mean over some samples; a part that was not announced begins here."""
+        self.parts[name] = self.parts.get(name, 0.0) + mean * samples
+
     def means(self) -> dict[str, float]:
         return {name: value / max(self.samples, 1) for name, value in self.parts.items()}
 

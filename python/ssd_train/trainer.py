@@ -11,20 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import ssd_kernels
-
 from . import __version__
+from .board import open_board
 from .checkpoint import CheckpointFolder, write_tensors
 from .config import FREE_ON_RESUME, TrainConfig, as_dict, parse_gaba_switch
+from .curves import Curves
 from .data import Dataset, make_tasks
 from .data.tasks import class_order
 from .distill import Teacher
 from .engines import make_engine
 from .errors import reading
-from .methods import METHODS, Method
+from .methods import Method, TaskContext
+from .methods.find import find_method
 from .metrics import accuracy as metrics
 from .metrics import structure as analysis
-from .model import SDMLP, build_model
+from .model import Network, build_model
 from .pretrained import load_pretrained
 from .records import COLUMNS, EpochSums, Interrupted, Progress
 from .validate import model_kind
@@ -48,18 +49,17 @@ class Trainer:
         self.interrupted, self.report = interrupted, report
         self.order = class_order(data.classes, config.order, seed)
         self.tasks = make_tasks(data, self.order, config.classes_per_task)
-        self.method = METHODS[config.method](config)
+        self.method = find_method(config.method)(config)
         self.stages = self.method.stages(self.tasks)
         self.identity = identity(config, data, seed)
+        self.epochs = 0 if "epochs" in self.method.ignores else config.epochs
         self.progress, self.sums = Progress(seed), EpochSums()
-        self.generator = torch.Generator().manual_seed(seed)
         self.epoch_order: Tensor | None = None
-        self.history: list[list[float]] = []
-        self.snapshots: list[Tensor] = []
         self.evaluated: tuple | None = None
         self.checkpoints = CheckpointFolder(folder / "checkpoint")
         self.last_save = self.begin = time.monotonic()
         self._build(seed)
+        self.board = open_board(config.log, folder)
 
     def _build(self, seed: int) -> None:
         config, data = self.config, self.data
@@ -68,24 +68,37 @@ class Trainer:
         switch = parse_gaba_switch(config.gaba_switch)
         if switch == "auto":
             switch = max(0.2 * config.epochs * len(self.stages[0]), 1.0)
-        self.model = build_model(
+        self.model: Network = build_model(
             model_kind(config), dim=data.dim, classes=data.classes, neurons=config.neurons, layers=config.layers,
             k=config.k, gaba_switch=switch, backend=config.backend, dtype=dtype, device=config.device,
             topk=config.topk,
         )  # fmt: skip
         if config.pretrained is not None:
             load_pretrained(self.model, config)
-        self.x_train, self.x_test = (self.prepare_inputs(x) for x in (data.x_train, data.x_test))
-        self.y_train, self.y_test = data.y_train.to(config.device), data.y_test.to(config.device)
+        train_x, self.x_test = (self.model.prepare(x.to(device=config.device, dtype=dtype))
+                                for x in (data.x_train, data.x_test))  # fmt: skip
+        train_y, self.y_test = data.y_train.to(config.device), data.y_test.to(config.device)
         step = max(1, len(self.x_test) // max(config.probe_size, 1))
         self.probe = self.x_test[::step][: config.probe_size].contiguous()
         self.probe_labels = self.y_test[::step][: config.probe_size]
-        self.engine = make_engine(self)
+        self.context = TaskContext(
+            config, data.dim, data.classes, self.order, self.tasks, self.stages, self.model, train_x, train_y,
+            torch.Generator().manual_seed(seed),
+        )  # fmt: skip
+        self.engine = make_engine(self.context, self.method, self.progress)
+        own = [name for name in self.method.parts if name not in COLUMNS]
+        columns = [*COLUMNS, *(f"task_{i}" for i in range(len(self.tasks))), *own]
+        self.curves = Curves(self.folder, seed, columns, len(self.probe))
 
-    def prepare_inputs(self, x: Tensor) -> Tensor:
-        """What the first layer sees: relu and unit norm for SDMLP (once, not per step), x itself for the ReLU MLP."""
-        x = x.to(device=self.config.device, dtype=getattr(torch, self.config.dtype))
-        return ssd_kernels.normalize_inputs(x) if isinstance(self.model, SDMLP) else x
+    @property
+    def history(self) -> list[list[float]]:
+        """The points of the curves so far: what `curves.columns` names."""
+        return self.curves.rows
+
+    @property
+    def snapshots(self) -> list[Tensor]:
+        """(R,) int32 per point, how many probe samples activate each neuron."""
+        return self.curves.snapshots
 
     def fit(self) -> None:
         """Trains every stage and leaves model.safetensors and a finished checkpoint.
@@ -96,6 +109,7 @@ class Trainer:
         self.begin = time.monotonic()
         self._resume()
         if self.progress.initial is None:
+            self.curves.write_csv()
             self.progress.initial, _ = self.evaluate()[:2]
         while self.progress.stage < len(self.stages):
             self._run_stage()
@@ -103,26 +117,30 @@ class Trainer:
             self.progress.finished = True
             self.save_model()
             self.save()
+        if self.board is not None:
+            self.board.close()
 
     def _run_stage(self) -> None:
-        progress, rows = self.progress, self.stages[self.progress.stage]
-        self.x, self.y = self.x_train[rows], self.y_train[rows]
+        progress, context = self.progress, self.context
+        context.enter(progress.stage)
         if not progress.started:
-            self.method.before_task(self)
+            self.method.before_task(context)
             progress.started = True
-        self.method.prepare(self)
-        while progress.epoch < self.method.epochs():
+        self.method.prepare(context)
+        while progress.epoch < self.epochs:
             self._set_winners(progress.stage, progress.epoch)
             self._run_epoch()
         self._set_winners(progress.stage, self.config.epochs)
-        self.method.after_task(self)
+        self.method.after_task(context)
         self._end_stage()
+        if self.config.keep_models:
+            self.save_model(f"model-task-{progress.stage - 1}.safetensors")
         self.save()
 
     def _set_winners(self, stage: int, epoch: int) -> None:
         """K of an epoch: in the first task it falls linearly from --k-start to --k."""
         config = self.config
-        if config.k_start is None or not isinstance(self.model, SDMLP):
+        if config.k_start is None or self.model.kind != "sdmlp":
             return
         left = max(1 - epoch / (config.k_epochs or max(config.epochs, 1)), 0.0) if stage == 0 else 0.0
         self.model.k = config.k + round((config.k_start - config.k) * left)
@@ -130,9 +148,9 @@ class Trainer:
     def _run_epoch(self) -> None:
         progress, begin, self.evaluated = self.progress, time.monotonic(), None
         if self.epoch_order is None:
-            self.epoch_order = torch.randperm(len(self.x), generator=self.generator)
+            self.epoch_order = torch.randperm(len(self.context.x), generator=self.context.generator)
             self.sums = EpochSums()
-            self.method.before_epoch(self)
+            self.method.before_epoch(self.context)
         rest = self.epoch_order[progress.position :]
         progress.position += self.engine.train_epoch(rest, self.sums, self.interrupted)
         progress.seconds["train"] += time.monotonic() - begin
@@ -142,9 +160,9 @@ class Trainer:
         progress.epoch, progress.position, self.epoch_order = progress.epoch + 1, 0, None
         for kind, count in self.sums.rows.items():
             progress.rows[kind] += count
+        self.report(self)
         if progress.epoch % self.eval_every == 0 or progress.epoch == self.config.epochs:
             self._log_point()
-        self.report(self)
         pause = self.config.checkpoint_seconds
         if pause is not None and time.monotonic() - self.last_save >= pause:
             self.save()
@@ -160,24 +178,34 @@ class Trainer:
         point = {"task": self.progress.stage, "epoch": self.progress.epoch, **self.sums.means()}
         point |= {"accuracy": accuracy, "accuracy_taw": accuracy_taw, "train_accuracy": self._train_accuracy()}
         point |= self._structure()
-        values = [point.get(name) for name in COLUMNS] + tag
-        self.history.append([float("nan") if value is None else float(value) for value in values])
+        point |= {f"task_{i}": accuracy for i, accuracy in enumerate(tag)}
+        self.curves.add(point)
+        if self.board is not None:
+            self.board.add(point, self.progress.stage * self.epochs + self.progress.epoch)
 
     def _train_accuracy(self) -> float:
         """Accuracy on the stage's own training data, all classes competing; on at most 1024 samples."""
-        rows = torch.arange(0, len(self.x), max(1, len(self.x) // 1024))[:1024]
-        return (self.method.predict(self, self.x[rows]).argmax(1) == self.y[rows]).double().mean().item()
+        x, y = self.context.x, self.context.y
+        rows = torch.arange(0, len(x), max(1, len(x) // 1024))[:1024]
+        return (self.method.predict(self.context, x[rows]).argmax(1) == y[rows]).double().mean().item()
+
+    def _has_structure(self) -> bool:
+        """Whether there are neurons that win or lose, and a probe set to see it on."""
+        return bool(self.model.counters and len(self.probe)) and self.config.neurons <= MAX_HEATMAP_NEURONS
 
     def _structure(self) -> dict[str, float | None]:
         """The structural metrics of the first hidden layer on the probe set; keeps its counts for the heatmap."""
-        if not isinstance(self.model, SDMLP) or not len(self.probe) or self.config.neurons > MAX_HEATMAP_NEURONS:
+        if not self._has_structure():
             return {}
         seen = analysis.probe(self.model, self.probe, self.probe_labels, self.data.classes)
-        counts = seen.counts.to("cpu", torch.int32)
+        counts = seen.counts
+        if type(self.method).activity is not Method.activity:
+            counts = self.method.activity(self.context, self.probe)[0]
+        counts = counts.to("cpu", torch.int32)
         found = {
-            "entropy": analysis.activation_entropy(seen.counts, seen.samples),
+            "entropy": analysis.activation_entropy(counts, seen.samples),
             "class_entropy": analysis.class_entropy(seen.classes),
-            "coverage": (self.model.counts[0] > 0).double().mean().item(),
+            "coverage": (self.model.counters[0] > 0).double().mean().item(),
             "jaccard": analysis.jaccard(self.snapshots[-1], counts, 10 * self.config.k) if self.snapshots else None,
         }
         teacher = getattr(self.method, "teacher", None)
@@ -199,7 +227,7 @@ class Trainer:
         progress.matrix.append(tag)
         progress.matrix_taw.append(taw)
         progress.loss_parts.append({"task": progress.stage, **self.sums.means()})
-        if isinstance(self.model, SDMLP) and len(self.probe) and self.config.neurons <= MAX_HEATMAP_NEURONS:
+        if self._has_structure():
             progress.path_length.append(analysis.path_length(self.model, self.probe))
         progress.stage, progress.epoch, progress.started = progress.stage + 1, 0, False
         self.sums = EpochSums()
@@ -211,7 +239,7 @@ class Trainer:
     def evaluate(self) -> tuple[list, list, float | None, float | None]:
         """TAg and TAw accuracy of every task's test samples, and both over all samples."""
         begin = time.monotonic()
-        logits = self.method.predict(self, self.x_test)
+        logits = self.method.predict(self.context, self.x_test)
         pairs = [
             metrics.accuracies(logits[rows], self.y_test[rows], classes)
             for rows, classes in zip(self.tasks.test, self.tasks.classes)
@@ -225,7 +253,7 @@ class Trainer:
         named = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         named |= {f"method.{k}": v for k, v in self.method.tensors().items()}
         named |= {f"engine.{k}": v for k, v in self.engine.tensors().items()}
-        named |= {"generator": self.generator.get_state(), "random_state": torch.get_rng_state()}
+        named |= {"generator": self.context.generator.get_state(), "random_state": torch.get_rng_state()}
         named["history"] = torch.tensor(self.history, dtype=torch.float64)
         if self.epoch_order is not None:
             named["epoch_order"] = self.epoch_order
@@ -239,7 +267,9 @@ class Trainer:
         self.begin = time.monotonic()
         state = {"run": self.identity, "config": as_dict(self.config), "progress": asdict(self.progress),
                  "sums": asdict(self.sums)}  # fmt: skip
+        state |= {"columns": self.curves.columns}
         self.checkpoints.save(self.tensors(), state)
+        self.curves.write_arrays()
         self.last_save = time.monotonic()
 
     def _resume(self) -> None:
@@ -254,19 +284,20 @@ class Trainer:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
         self.model.load_state_dict(under("model."))
-        self.method.load_tensors(under("method."), self)
+        self.method.load_tensors(under("method."), self.context)
         self.engine.load_tensors(under("engine."))
-        self.generator.set_state(tensors["generator"])
+        self.context.generator.set_state(tensors["generator"])
         torch.set_rng_state(tensors["random_state"])
-        self.history = tensors["history"].tolist()
-        self.snapshots = list(tensors["snapshots"]) if "snapshots" in tensors else []
+        snapshots = tensors.get("snapshots", ())
+        self.curves.restore(state["columns"], tensors["history"].tolist(), snapshots)
         self.epoch_order = tensors.get("epoch_order")
         self.progress, self.sums = Progress(**state["progress"]), EpochSums(**state["sums"])
+        self.engine.progress = self.progress
 
-    def save_model(self) -> None:
-        """Writes model.safetensors: the weights, and in its metadata all that `eval` needs."""
+    def save_model(self, name: str = "model.safetensors") -> None:
+        """Writes the weights, and in the file's metadata all that `eval` needs."""
         state = {"config": as_dict(self.config), "version": __version__, "seed": self.progress.seed,
                  "data": self.data.describe(), "order": self.order,
                  "gaba_switch": getattr(self.model, "gaba_switch", None)}  # fmt: skip
         self.folder.mkdir(exist_ok=True)
-        write_tensors(self.folder / "model.safetensors", self.model.state_dict(), state)
+        write_tensors(self.folder / name, self.model.state_dict(), state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -12,13 +13,15 @@ from ssd_kernels._backend import resolve
 from .config import TrainConfig, parse_gaba_switch, parse_seeds
 from .data import ALLOWED
 from .errors import BadInput, bad
-from .methods import METHODS
+from .methods import Method
+from .methods.find import find_method
+from .options import checked_options
 from .sizes import check_memory, cores
 
 MAX_LAYERS = 100
 
 def check(config: TrainConfig) -> None:
-    """Everything that can be said without the data.
+    """Everything that can be said without the data; fills in the defaults of the method's own options.
 
     Raises:
         BadInput: names the option, its value and what is allowed.
@@ -28,8 +31,8 @@ def check(config: TrainConfig) -> None:
             raise bad("--" + name.replace("_", "-"), getattr(config, name), allowed)
 
     need(config.data is not None, "data", f"{ALLOWED}")
-    need(config.method in METHODS, "method", ", ".join(METHODS))
-    models = METHODS[config.method].models
+    method = find_method(config.method)
+    models = method.models
     need(config.model in (None, *models), "model", f"{' or '.join(models)} with --method {config.method}")
     need(config.neurons >= 1, "neurons", "1 or more")
     need(1 <= config.layers <= MAX_LAYERS, "layers", f"1 .. {MAX_LAYERS}")
@@ -44,26 +47,13 @@ def check(config: TrainConfig) -> None:
     need(math.isfinite(config.lr) and config.lr > 0, "lr", "a positive number")
     need(0 <= config.momentum < 1, "momentum", "0 or more, below 1")
     need(config.max_grad_norm is None or config.max_grad_norm > 0, "max_grad_norm", "a positive number or null")
-    need(0 <= config.alpha <= 1, "alpha", "0 .. 1")
-    need(0 <= config.lam <= 1, "lam", "0 .. 1")
-    need(math.isfinite(config.temperature) and config.temperature > 0, "temperature", "a positive number")
-    need(config.n_distill >= 1, "n_distill", "1 or more")
     need(0 <= config.validation < 1, "validation", "0 or more, below 1")
-    need(config.hidden == "activations" or config.layers == 1, "hidden", "activations with more than one hidden layer")
-    need(config.coef is None or (math.isfinite(config.coef) and config.coef >= 0), "coef", "0 or more")
-    need(config.beta is None or (math.isfinite(config.beta) and config.beta > 0), "beta", "a positive number")
-    need(config.online is None or 0 <= config.online <= 1, "online", "0 .. 1, or null")
-    online = config.online is None or config.method in ("ewc", "ssd+ewc", "mas")
-    need(online, "online", f"null: {config.method} has one way")
-    need(config.importance_samples >= 0, "importance_samples", "0 or more")
-    estimators = getattr(METHODS[config.method], "estimators", ())
-    listed = ", ".join(estimators) or f"nothing: {config.method} has one way"
-    need(config.estimator in (None, *estimators), "estimator", listed)
     need(config.pretrained is None or Path(config.pretrained).is_file(), "pretrained", "an existing model.safetensors")
     need(config.pretrained is None or model_kind(config) == "sdmlp", "pretrained", "null with a ReLU MLP")
     need(config.classes_per_task >= 1, "classes_per_task", "1 or more")
     most = 4 * cores()
     need(config.threads is None or 1 <= config.threads <= most, "threads", f"1 .. {most} (4 x the cores at hand)")
+    need(config.jobs is None or config.jobs >= 1, "jobs", "1 or more")
     need(config.eval_every is None or config.eval_every >= 1, "eval_every", "1 or more")
     need(config.probe_size >= 0, "probe_size", "0 or more")
     need(config.checkpoint_seconds is None or config.checkpoint_seconds >= 0, "checkpoint_seconds",
@@ -75,8 +65,25 @@ def check(config: TrainConfig) -> None:
     parse_gaba_switch(config.gaba_switch)
     parse_seeds(config.seeds)
     check_device(config.device)
+    config.options = checked_options(config.method, config.options)
+    config.options = _made(method, config).options
     if model_kind(config) == "sdmlp":
         _check_backend(config)
+
+
+def _made(method: type[Method], config: TrainConfig) -> TrainConfig:
+    """The config with the options as the method has taken them.
+
+    Raises:
+        BadInput: the method refuses its options.
+    """
+    try:
+        taken = method(config).options
+    except BadInput:
+        raise
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"--method {config.method}: {error}") from None
+    return dataclasses.replace(config, options=dataclasses.asdict(taken))
 
 
 def _check_backend(config: TrainConfig) -> None:
@@ -118,4 +125,4 @@ def check_size(config: TrainConfig, dim: int, classes: int) -> None:
 
 def model_kind(config: TrainConfig) -> str:
     """`sdmlp` or `relu`: the network asked for, or the method's default."""
-    return config.model or METHODS[config.method].models[0]
+    return config.model or find_method(config.method).models[0]

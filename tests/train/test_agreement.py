@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ssd_train import data
-from ssd_train.config import TrainConfig
+from ssd_train.options import config_of
 from ssd_train.records import Interrupted
 from ssd_train.trainer import Trainer
 from torch import Tensor
@@ -110,14 +110,14 @@ def train_recorded(config, folder):
 
 def replay(trainer, initial, steps, dtype):
     """The same steps by the oracle: its own teacher and its own index sets."""
-    config = trainer.config
+    config, options = trainer.config, trainer.method.options
     model = DenseSDMLP(*initial, config.k, trainer.model.gaba_switch, dtype)
     stage, teacher, units = 0, None, []
     for step_stage, x, y in steps:
         if step_stage != stage:
-            units = model.most_frequent(trainer.data.x_train[trainer.stages[stage]], config.n_distill)
+            units = model.most_frequent(trainer.data.x_train[trainer.stages[stage]], options.n_distill)
             teacher, stage = model.copy(), step_stage
-        model.step(x, y, config.lr, teacher, units, config.alpha, config.lam, config.temperature)
+        model.step(x, y, config.lr, teacher, units, options.alpha, options.lam, options.temperature)
     return model
 
 
@@ -128,7 +128,7 @@ def error(weights, output, gold):
 
 @pytest.mark.parametrize("engine, layers", [("fused", 1), ("autograd", 1), ("autograd", 2)])
 def test_training_agrees_with_dense_fp64(engine, layers, tmp_path):
-    config = TrainConfig(data="digits", method="ssd", neurons=300, k=10, layers=layers, engine=engine, epochs=10,
+    config = config_of(data="digits", method="ssd", neurons=300, k=10, layers=layers, engine=engine, epochs=10,
                          batch_size=32, n_distill=100, eval_every=10)  # fmt: skip
     trainer, initial, steps = train_recorded(config, tmp_path)
     assert len(steps) == STEPS and steps[-1][0] >= 1, "the steps must reach a task with a teacher"
@@ -142,7 +142,7 @@ def test_training_agrees_with_dense_fp64(engine, layers, tmp_path):
 
 def test_fp64_training_is_the_oracle(tmp_path):
     """In fp64 both are the same up to rounding, counters included."""
-    config = TrainConfig(data="digits", method="ssd", neurons=300, k=10, epochs=10, batch_size=32, n_distill=100,
+    config = config_of(data="digits", method="ssd", neurons=300, k=10, epochs=10, batch_size=32, n_distill=100,
                          eval_every=10, engine="autograd", dtype="float64")  # fmt: skip
     trainer, initial, steps = train_recorded(config, tmp_path)
     gold = replay(trainer, initial, steps, torch.float64)
@@ -152,7 +152,7 @@ def test_fp64_training_is_the_oracle(tmp_path):
 
 def test_engines_agree_over_a_whole_run(tmp_path):
     """Three tasks with the GABA switch inside the first: the same accuracies but for a sample near a boundary."""
-    config = TrainConfig(data="digits", method="ssd", neurons=300, k=10, epochs=30, batch_size=32, n_distill=100,
+    config = config_of(data="digits", method="ssd", neurons=300, k=10, epochs=30, batch_size=32, n_distill=100,
                          classes_per_task=4)  # fmt: skip
     matrices = []
     for engine in ("fused", "autograd"):

@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 from ssd_train import data
-from ssd_train.config import TrainConfig
+from ssd_train.options import config_of
 from ssd_train.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(
@@ -43,7 +43,7 @@ def digits():
 
 def ours(digits, folder, method, **changes):
     """A run of this package, and what the other one needs to repeat it: first weights, and every epoch's order."""
-    config = TrainConfig(
+    config = config_of(
         data="digits", method=method, model="relu", neurons=100, epochs=EPOCHS, batch_size=BATCH, max_grad_norm=None,
         beta=1.0 if method in ("ewc", "mas", "si") else None, importance_samples=0, engine="autograd", **changes,
     )  # fmt: skip
@@ -79,7 +79,7 @@ def theirs(avalanche, trainer, start, orders, name, **options):
         def make_train_dataloader(self, **kwargs):
             stage = self.clock.train_exp_counter
             epochs = iter(orders[stage * EPOCHS : (stage + 1) * EPOCHS])
-            x, y = (tensor[trainer.stages[stage]] for tensor in (trainer.x_train, trainer.y_train))
+            x, y = (tensor[trainer.stages[stage]] for tensor in (trainer.context.train_x, trainer.context.train_y))
 
             class Loader:
                 def __iter__(self):
@@ -90,7 +90,7 @@ def theirs(avalanche, trainer, start, orders, name, **options):
 
     def tensors(rows):
         return _make_taskaware_tensor_classification_dataset(
-            trainer.x_train[rows], trainer.y_train[rows], task_labels=[0] * len(rows)
+            trainer.context.train_x[rows], trainer.context.train_y[rows], task_labels=[0] * len(rows)
         )
 
     stream = benchmark_from_datasets(train=[tensors(rows) for rows in trainer.stages])

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 from ssd_train import checkpoint, data
 from ssd_train.checkpoint import CheckpointFolder, read_tensors, write_atomic, write_tensors
-from ssd_train.config import TrainConfig
 from ssd_train.errors import BadInput
 from ssd_train.methods import METHODS
+from ssd_train.options import config_of
 from ssd_train.records import Interrupted
 from ssd_train.trainer import Trainer
 
@@ -93,7 +93,7 @@ def test_stop_again_and_again(method, engine, momentum, tmp_path):
     ssd does all that sdmlp does; flymodel has no steps.
     """
     digits = data.load("digits")
-    config = TrainConfig(data="digits", method=method, neurons=60, k=5, n_distill=30, epochs=4, momentum=momentum,
+    config = config_of(data="digits", method=method, neurons=60, k=5, n_distill=30, epochs=4, momentum=momentum,
                          classes_per_task=5, engine=engine)  # fmt: skip
     whole = Trainer(config, digits, 3, tmp_path / "whole")
     whole.fit()

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 import torch.nn.functional as F
 from ssd_train import data
-from ssd_train.config import TrainConfig
 from ssd_train.distill import select_units
-from ssd_train.importance import ESTIMATORS, layers_of
+from ssd_train.importance import ESTIMATORS
 from ssd_train.methods import METHODS
 from ssd_train.methods.base import Batch
 from ssd_train.methods.icarl import herd
 from ssd_train.model import ReLUMLP
+from ssd_train.options import config_of
 from ssd_train.records import COLUMNS, Interrupted
 from ssd_train.trainer import Trainer
 
@@ -24,9 +22,10 @@ def gradients(model, loss):
 
 
 def config(method, **changes):
-    base = TrainConfig(data="digits", method=method, neurons=60, k=5, n_distill=30, epochs=2, batch_size=32,
-                       classes_per_task=4, eval_every=2, importance_samples=200, engine="autograd")  # fmt: skip
-    return dataclasses.replace(base, **changes)
+    base = {"data": "digits", "method": method, "neurons": 60, "k": 5, "n_distill": 30, "epochs": 2,
+            "batch_size": 32, "classes_per_task": 4, "eval_every": 2, "importance_samples": 200,
+            "engine": "autograd"}  # fmt: skip
+    return config_of(**base | changes)
 
 
 @pytest.mark.parametrize("method, new", [("ewc", 1.0), ("mas", 0.7)])
@@ -71,8 +70,8 @@ def test_si_follows_its_formula(tmp_path):
     trainer.method.loss, trainer.engine.step = record, stepped
     after_task = trainer.method.after_task
 
-    def check(trainer):
-        after_task(trainer)
+    def check(context):
+        after_task(context)
         for n, p in model.named_parameters():
             total[n] = total[n] + omega[n] / ((p.detach() - start[n]) ** 2 + 0.1)
             assert torch.allclose(trainer.method.quadratic.importance[n], total[n], rtol=1e-8, atol=1e-14), n
@@ -115,8 +114,8 @@ def test_lwf_is_distillation_of_the_old_classes(tmp_path):
     trainer = Trainer(config("lwf", coef=0.6), data.load("digits"), 0, tmp_path, interrupted=lambda: False)
     stop_in = trainer.method.prepare
 
-    def prepare(trainer):
-        stop_in(trainer)
+    def prepare(context):
+        stop_in(context)
         if trainer.progress.stage == 2:
             raise Interrupted
 
@@ -129,11 +128,11 @@ def test_lwf_is_distillation_of_the_old_classes(tmp_path):
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
     rows = torch.arange(20)
-    logits, taught = model(trainer.x[rows]).logits, method.teacher(trainer.x[rows]).logits
+    logits, taught = model(trainer.context.x[rows]).logits, method.teacher(trainer.context.x[rows]).logits
     q = (taught[:, :8] / 2).softmax(1)
     kd = 4 * (q * (q.log() - (logits[:, :8] / 2).log_softmax(1))).sum(1).mean()
-    wanted = F.cross_entropy(logits, trainer.y[rows]) + 0.6 * kd
-    total = method.loss(model, Batch(trainer.x[rows], trainer.y[rows], rows)).total
+    wanted = F.cross_entropy(logits, trainer.context.y[rows]) + 0.6 * kd
+    total = method.loss(model, Batch(trainer.context.x[rows], trainer.context.y[rows], rows)).total
     assert total.item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
@@ -150,10 +149,10 @@ def test_finetune_is_plain_sgd(tmp_path):
     )
     trainer.fit()
     for stage, order in orders:
-        rows = trainer.stages[stage]
+        x, y = (whole[trainer.stages[stage]] for whole in (trainer.context.train_x, trainer.context.train_y))
         for batch in order.split(32):
             optimizer.zero_grad()
-            F.cross_entropy(model(trainer.x_train[rows][batch]).logits, trainer.y_train[rows][batch]).backward()
+            F.cross_entropy(model(x[batch]).logits, y[batch]).backward()
             optimizer.step()
     for a, b in zip(model.parameters(), trainer.model.parameters()):
         assert torch.equal(a, b)
@@ -224,8 +223,8 @@ def second_task(tmp_path, **changes):
     trainer = Trainer(config("ssd", **changes), data.load("digits"), 0, tmp_path)
     prepare = trainer.method.prepare
 
-    def stop(trainer):
-        prepare(trainer)
+    def stop(context):
+        prepare(context)
         if trainer.progress.stage == 1:
             raise Interrupted
 
@@ -236,7 +235,7 @@ def second_task(tmp_path, **changes):
         trainer.model.weights[0].add_(0.05 * torch.rand_like(trainer.model.weights[0]))
         trainer.model.project()
     rows = torch.arange(30)
-    return trainer, Batch(trainer.x[rows], trainer.y[rows], rows)
+    return trainer, Batch(trainer.context.x[rows], trainer.context.y[rows], rows)
 
 
 def distillation(z, q, temperature=8.0):
@@ -253,7 +252,7 @@ def test_ssd_loss_and_its_options(options, tmp_path):
     if options.get("hidden") == "scores":
         hidden, target = batch.x @ w[units].T, batch.x @ v[units].T
     else:
-        hidden, target = layers_of(model, batch.x)[0].z[:, units], layers_of(teacher.model, batch.x)[0].z[:, units]
+        hidden, target = model.layers(batch.x)[0].z[:, units], teacher.model.layers(batch.x)[0].z[:, units]
     old = slice(0, 4) if "old_classes_only" in options else slice(None)
     kd = distillation
     if "kl" in options:
@@ -288,8 +287,8 @@ def test_frequency_of_the_last_epoch_is_the_counters_growth(engine, tmp_path):
         grown.append(trainer.model.counts[0] - before)
         return used
 
-    def check(trainer):
-        after_task(trainer)
+    def check(context):
+        after_task(context)
         wanted = grown[-1].sort(descending=True, stable=True).indices[:30].sort().values
         assert torch.equal(trainer.method.units[0], wanted)
 

@@ -7,6 +7,7 @@ import torch
 from ssd_train import data
 from ssd_train.config import TrainConfig
 from ssd_train.errors import BadInput
+from ssd_train.options import config_of
 from ssd_train.trainer import Trainer
 
 
@@ -42,7 +43,7 @@ def test_the_autograd_engine_stops_before_the_step(what, options, tmp_path) -> N
         output = list(model.parameters())[-1]
         return loss._replace(total=loss.total + (output - output.detach()).abs().sum().sqrt())  # 0, of infinite slope
 
-    config = TrainConfig(**{"data": "digits", "method": "sdmlp", "neurons": 60, "k": 5, "epochs": 2, "batch_size": 64,
+    config = config_of(**{"data": "digits", "method": "sdmlp", "neurons": 60, "k": 5, "epochs": 2, "batch_size": 64,
                             "engine": "autograd", **options})  # fmt: skip
     message, steps = train(config, tmp_path, spoil)
     assert steps == 5 and "is not finite in step 4; that step was not taken; task 0, epoch 0" in message
@@ -52,7 +53,7 @@ def test_the_autograd_engine_stops_before_the_step(what, options, tmp_path) -> N
 
 @pytest.mark.parametrize("engine", ["fused", "autograd"])
 def test_an_extreme_temperature_is_blamed_on_the_temperature(engine, tmp_path) -> None:
-    config = TrainConfig(data="digits", method="ssd", neurons=60, k=5, epochs=1, batch_size=64, n_distill=20,
+    config = config_of(data="digits", method="ssd", neurons=60, k=5, epochs=1, batch_size=64, n_distill=20,
                          temperature=1e160, engine=engine)  # fmt: skip
     trainer = Trainer(config, data.load("digits"), 0, tmp_path)
     with pytest.raises(BadInput, match=r"distillation.* is not finite .*task 1, epoch 0; try a smaller --temperature"):
@@ -61,7 +62,7 @@ def test_an_extreme_temperature_is_blamed_on_the_temperature(engine, tmp_path) -
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-10])
 def test_a_small_temperature_trains(temperature, tmp_path) -> None:
-    config = TrainConfig(data="digits", method="ssd", neurons=60, k=5, epochs=2, batch_size=64, n_distill=20,
+    config = config_of(data="digits", method="ssd", neurons=60, k=5, epochs=2, batch_size=64, n_distill=20,
                          temperature=temperature, classes_per_task=5)  # fmt: skip
     trainer = Trainer(config, data.load("digits"), 0, tmp_path)
     trainer.fit()
@@ -71,6 +72,6 @@ def test_a_small_temperature_trains(temperature, tmp_path) -> None:
 
 @pytest.mark.parametrize("option", [{"momentum": 1e-50}, {"lr": 1e-50}, {"lr": 1e39}])
 def test_numbers_beyond_float32_are_one_line(option, tmp_path) -> None:
-    config = TrainConfig(data="digits", method="sdmlp", neurons=60, k=5, epochs=1, **option)
+    config = config_of(data="digits", method="sdmlp", neurons=60, k=5, epochs=1, **option)
     with pytest.raises(BadInput, match=f"{next(iter(option))}=.*: allowed is .* float32"):
         Trainer(config, data.load("digits"), 0, tmp_path)

@@ -19,7 +19,7 @@ from ssd_train.cli import main as cli
 from ssd_train.run import runner
 from ssd_train.run.folder import claimed
 
-TINY = ["run", "--data", "digits", "--neurons", "50", "--k", "5", "--epochs", "1", "--n-distill", "20",
+TINY = ["run", "--data", "digits", "--neurons", "50", "--k", "5", "--epochs", "1",
         "--classes-per-task", "5", "--plots", "false", "--method", "sdmlp", "--engine", "autograd"]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from ssd_train import data
 from ssd_train.cli import main as cli
-from ssd_train.config import TrainConfig
+from ssd_train.options import config_of
 from ssd_train.trainer import Trainer
 
 SIZE = ["--neurons", "80", "--k", "5", "--epochs", "2", "--threads", "1"]
@@ -38,7 +38,7 @@ def test_pretraining_is_joint_with_momentum(pretrained):
 
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_run_takes_addresses_and_counters(reset, pretrained, tmp_path):
-    config = TrainConfig(data="digits", method="sdmlp", neurons=80, k=5, epochs=2, pretrained=str(pretrained),
+    config = config_of(data="digits", method="sdmlp", neurons=80, k=5, epochs=2, pretrained=str(pretrained),
                          gaba_reset=reset)  # fmt: skip
     trainer, saved = Trainer(config, data.load("digits"), 0, tmp_path), load_file(pretrained)
     assert torch.equal(trainer.model.weights[0], saved["weights.0"])

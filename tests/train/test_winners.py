@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 import torch.nn.functional as F
 from ssd_train import data
-from ssd_train.config import TrainConfig
 from ssd_train.engines import fused_reason
 from ssd_train.errors import BadInput
-from ssd_train.importance import layers_of
 from ssd_train.model import SDMLP
+from ssd_train.options import config_of
 from ssd_train.run.evaluate import load_model
 from ssd_train.trainer import Trainer
 from ssd_train.validate import check
 
 
 def config(**changes):
-    base = TrainConfig(data="digits", method="ssd", neurons=60, k=5, n_distill=30, epochs=4, batch_size=32,
-                       classes_per_task=5, eval_every=2)  # fmt: skip
-    return dataclasses.replace(base, **changes)
+    base = {"data": "digits", "method": "ssd", "neurons": 60, "k": 5, "n_distill": 30, "epochs": 4,
+            "batch_size": 32, "classes_per_task": 5, "eval_every": 2}  # fmt: skip
+    return config_of(**base | changes)
 
 
 def masked(x, weight, k):
@@ -56,7 +53,7 @@ def test_mask_keeps_the_winners_scores(layers):
     assert torch.allclose(output.logits, logits)
     for a, b in zip(found, torch.autograd.grad(F.cross_entropy(logits, y), list(model.parameters()))):
         assert torch.allclose(a, b, atol=1e-12)
-    assert torch.allclose(layers_of(model, x)[-1].z, logits)
+    assert torch.allclose(model.layers(x)[-1].z, logits)
     assert (h > 0).sum(1).max() == 4
 
 
@@ -70,7 +67,8 @@ def test_mask_trains_and_is_evaluated(method, tmp_path):
     assert hidden.offsets.diff().max() <= 5
     assert trainer.progress.loss_parts[1]["kd_logits"] > 0 and trainer.progress.accuracy > 0.2
     loaded, _ = load_model(tmp_path / "model.safetensors")
-    assert torch.equal(loaded(trainer.x_test, normalized=True).logits, trainer.method.predict(trainer, trainer.x_test))
+    logits = trainer.method.predict(trainer.context, trainer.x_test)
+    assert torch.equal(loaded(trainer.x_test, normalized=True).logits, logits)
 
 
 @pytest.mark.parametrize("topk", ["gaba", "mask"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
 from .. import __version__
 from ..errors import BadInput, say
-from ..options import PRETRAINING, parse, parse_run, split_options
+from ..options import PRETRAINING, parse, parse_run, parse_settings, split_options
 from ..sizes import cores
 from .failures import report
 
@@ -94,7 +95,7 @@ def _eval(argv: list[str]) -> int:
 
 def _paper(argv: list[str]) -> int:
     from ..report.experiments import EXPERIMENTS
-    from ..report.paper import paper, parse_overrides
+    from ..report.paper import paper
 
     parser = ArgumentParser(prog="ssd-train paper", exit_on_error=False, description="Reproduces a table or figure.")
     parser.add_argument("name", type=str, help=", ".join(EXPERIMENTS))
@@ -110,14 +111,14 @@ def _paper(argv: list[str]) -> int:
     parser.add_argument("--threads", type=int | None, default=None, help="CPU threads of each run")
     options = parse(parser, argv)
     workers, threads = _spread(options.workers, options.threads)
-    overrides = parse_overrides(options.epochs, options.neurons, options.set)
+    changes = (options.epochs, options.neurons, options.set)
     out, pretrained = Path(options.out), options.pretrained
-    return paper(options.name, options.data, options.seeds, out, overrides, workers, threads, pretrained)
+    return paper(options.name, options.data, options.seeds, out, changes, workers, threads, pretrained)
 
 
 def _sweep(argv: list[str]) -> int:
     """Takes every option of `run` beside its own."""
-    from ..report.sweep import sweep
+    from ..report.sweep import sweep, varied_methods
 
     own = ArgumentParser(prog="ssd-train sweep", exit_on_error=False, description=SWEEP)
     own.add_argument("--vary", nargs="+", type=str, required=True, help="field=value,value,... or field=low..high")
@@ -128,9 +129,12 @@ def _sweep(argv: list[str]) -> int:
     own.add_argument("--scheduler", type=str, default="local", help="local: processes here; ray: RAY_ADDRESS's cluster")
     mine, rest = split_options(own, argv)
     o = parse(own, mine)
-    base = parse_run(rest)
-    workers, threads = (o.workers, base.threads or 1) if o.scheduler == "ray" else _spread(o.workers, base.threads)
-    return sweep(base, o.vary, o.mode, o.samples, o.sample_seed, Path(base.out), workers, threads, o.scheduler)
+    base = parse_settings(rest, methods=varied_methods(o.vary))
+    out = Path(base["out"] or f"runs/sweep-{time.strftime('%Y%m%d-%H%M%S')}")
+    workers, threads = o.workers, base["threads"] or 1
+    if o.scheduler != "ray":
+        workers, threads = _spread(o.workers, base["threads"])
+    return sweep(base, o.vary, o.mode, o.samples, o.sample_seed, out, workers, threads, o.scheduler)
 
 
 def _embed(argv: list[str]) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,16 @@ class Dataset:
     x_test: Tensor
     y_test: Tensor
     classes: int
+
+    @classmethod
+    def of(cls, x_train: Any, y_train: Any, x_test: Any, y_test: Any, name: str = "data") -> Dataset:
+        """A data set from arrays or tensors: x (N, ...), flattened to (N, D) float32; y (N,) integers from 0 up.
+
+        Raises:
+            BadInput: shapes that do not agree, labels that leave out a class, numbers that are not finite.
+        """
+        arrays = dict(zip(KEYS, (torch.as_tensor(a) for a in (x_train, y_train, x_test, y_test))))
+        return build(name, arrays_sha256(arrays), arrays, name)
 
     @property
     def dim(self) -> int:

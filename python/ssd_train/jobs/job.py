@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import FREE_ON_RESUME, TrainConfig, as_dict
-from ..errors import BadInput
+from ..config import FREE_ON_RESUME, TrainConfig, as_dict, from_dict
+from ..options import reaching
 from ..run import results
 from ..validate import check
 
@@ -30,20 +32,24 @@ class Job:
         return results.read(self.folder) if (self.folder / "results.json").exists() else None
 
 
-def make_job(settings: dict[str, Any], seed: int, root: Path, threads: int | None) -> Job:
+def make_job(settings: dict[str, Any], seed: int, root: Path, threads: int | None,
+             methods: Sequence[str] = ()) -> Job:  # fmt: skip
     """The job that trains `settings` with one seed. The same settings always get the same folder.
+
+    Args:
+        methods: those of the other jobs: what only they know is left out here.
 
     Raises:
         BadInput: a setting that does not exist or is out of range.
     """
-    known = set(TrainConfig.__dataclass_fields__)
-    if unknown := sorted(set(settings) - known):
-        raise BadInput(f"setting: got {unknown[0]!r}, allowed is one of {', '.join(sorted(known))}")
-    config = TrainConfig(**settings | {"seeds": str(seed), "resume": False, "overwrite": False, "threads": threads})
+    settings = settings | {"seeds": str(seed), "resume": False, "overwrite": False, "threads": threads, "jobs": 1}
+    own = [settings.get("method", TrainConfig.method)]
+    config = from_dict(reaching(settings, own, "setting", methods))
+    check(config)
     fixed = {k: v for k, v in as_dict(config).items() if k not in FREE_ON_RESUME}
     digest = hashlib.sha256(json.dumps([fixed, seed], sort_keys=True).encode()).hexdigest()[:10]
-    kind = f"{config.method}-{config.model}" if config.model else config.method
+    method = re.sub(r"[^A-Za-z0-9_+-]+", "-", config.method)
+    kind = f"{method}-{config.model}" if config.model else method
     name = f"{kind}-R{config.neurons}-K{config.k}-e{config.epochs}-seed{seed}-{digest}"
     config.out, config.resume = str(root / name), True
-    check(config)
     return Job(config, root / name)

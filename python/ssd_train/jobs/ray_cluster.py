@@ -86,7 +86,7 @@ def _train(settings: dict[str, Any], here: str) -> str | None:
         return (
             f"the folder {here} cannot be entered on this node ({error.strerror}); the nodes need a shared file system"
         )
-    config = from_dict(settings, "sweep")
+    config = from_dict(settings)
     config.resume = True
     with StopSignals() as stop:  # a cancelled task gets a SIGINT
         try:

@@ -1,6 +1,7 @@
-"""The methods by the name that `--method` takes. A new method is a file here and a line below."""
+"""The methods by the name that `--method` takes. A new method of this package is a file here and a line below."""
 
 from .base import Batch, Loss, Method
+from .context import TaskContext
 from .ewc import EWC, SSDEWC
 from .finetune import Finetune
 from .flymodel import FlyModel
@@ -28,4 +29,4 @@ METHODS: dict[str, type[Method]] = {
     "flymodel": FlyModel,
 }
 
-__all__ = ["METHODS", "Batch", "Loss", "Method"]
+__all__ = ["METHODS", "Batch", "Loss", "Method", "TaskContext"]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from ..importance import ESTIMATORS, fisher
-from .penalized import Penalized
-from .ssd import SSD
-
-if TYPE_CHECKING:
-    from ..trainer import Trainer
+from .context import TaskContext
+from .penalized import Penalized, SampledOptions
+from .ssd import SSD, SSDOptions
 
 
 class EWC(Penalized):
@@ -21,30 +19,42 @@ class EWC(Penalized):
     """
 
     fused = True
+    Options = SampledOptions
     default_coef = 100.0
     default_beta = 0.08
     estimators = ESTIMATORS
 
-    def after_task(self, trainer: Trainer) -> None:
-        super().after_task(trainer)
-        rows = self.importance_rows(trainer)
+    def after_task(self, context: TaskContext) -> None:
+        super().after_task(context)
+        rows = self.importance_rows(context)
         information = fisher(
-            trainer.model, trainer.x[rows], trainer.y[rows], self.kind, self.beta, trainer.generator,
+            context.model, context.x[rows], context.y[rows], self.kind, self.beta, context.generator,
             self.config.batch_size,
         )  # fmt: skip
-        if self.config.online is None:
-            self.quadratic.add(trainer.model, information)
+        if self.options.online is None:
+            self.quadratic.add(context.model, information)
         else:
-            self.quadratic.replace(trainer.model, information, self.config.online)
+            self.quadratic.replace(context.model, information, self.options.online)
 
     def estimator(self) -> str:
-        return f"Fisher {super().estimator()}, {self.config.importance_samples or 'all'} samples per task"
+        return f"Fisher {super().estimator()}, {self.options.importance_samples or 'all'} samples per task"
+
+
+@dataclass
+class SSDEWCOptions(SampledOptions, SSDOptions):
+    """The options of both."""
+
+    def __post_init__(self) -> None:
+        SSDOptions.__post_init__(self)
+        super().__post_init__()
 
 
 class SSDEWC(EWC, SSD):
     """L_SSD + coef sum F (w - a)^2, the penalty outside alpha."""
 
     models = ("sdmlp",)
+    parts = (*SSD.parts, "penalty")
+    Options = SSDEWCOptions
 
     def estimator(self) -> str:
         return f"{SSD.estimator(self)}; {EWC.estimator(self)}"

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from ..config import TrainConfig
 from .base import Method
-
-if TYPE_CHECKING:
-    from ..config import TrainConfig
-    from ..trainer import Trainer
+from .context import TaskContext
 
 ACTIVE = 0.01
 INPUTS = 0.1
@@ -26,22 +22,24 @@ class FlyModel(Method):
     """
 
     models = ("relu",)
+    parts = ()
+    ignores = frozenset({
+        "epochs", "batch_size", "lr", "momentum", "max_grad_norm", "k", "k_start", "k_epochs", "topk", "gaba_switch",
+        "engine", "eval_every",
+    })  # fmt: skip
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
         self.projection: Tensor | None = None
         self.weights: Tensor | None = None
 
-    def epochs(self) -> int:
-        return 0
-
-    def before_task(self, trainer: Trainer) -> None:
+    def before_task(self, context: TaskContext) -> None:
         if self.projection is None:
-            dim, neurons = trainer.data.dim, trainer.config.neurons
+            dim, neurons = context.dim, self.config.neurons
             inputs = max(1, round(INPUTS * dim))
-            order = torch.rand(neurons, dim, generator=trainer.generator).argsort(1)[:, :inputs]
-            self.projection = torch.zeros(neurons, dim).scatter_(1, order, 1.0).to(trainer.x_train)
-            self.weights = torch.zeros(trainer.data.classes, neurons).to(trainer.x_train)
+            order = torch.rand(neurons, dim, generator=context.generator).argsort(1)[:, :inputs]
+            self.projection = torch.zeros(neurons, dim).scatter_(1, order, 1.0).to(context.train_x)
+            self.weights = torch.zeros(context.classes, neurons).to(context.train_x)
 
     def code(self, x: Tensor) -> Tensor:
         """The active units of each sample, scaled to a largest value of 1: (B, R)."""
@@ -53,22 +51,22 @@ class FlyModel(Method):
         return torch.zeros_like(scores).scatter_(1, top.indices, values)
 
     @torch.no_grad()
-    def after_task(self, trainer: Trainer) -> None:
-        order = torch.randperm(len(trainer.x), generator=trainer.generator)
+    def after_task(self, context: TaskContext) -> None:
+        order = torch.randperm(len(context.x), generator=context.generator)
         for rows in order.split(1024):
-            for code, label in zip(self.code(trainer.x[rows]), trainer.y[rows].tolist()):
+            for code, label in zip(self.code(context.x[rows]), context.y[rows].tolist()):
                 self.weights[label] += STRENGTHEN * code * (1 - self.weights[label])
 
     @torch.no_grad()
-    def predict(self, trainer: Trainer, x: Tensor) -> Tensor:
+    def predict(self, context: TaskContext, x: Tensor) -> Tensor:
         if self.weights is None:
-            return trainer.engine.predict(x)
+            return context.predict(x)
         return torch.cat([self.code(part) @ self.weights.T for part in x.split(1024)])
 
     def tensors(self) -> dict[str, Tensor]:
         return {} if self.weights is None else {"projection": self.projection, "weights": self.weights}
 
-    def load_tensors(self, tensors: dict[str, Tensor], trainer: Trainer) -> None:
+    def load_tensors(self, tensors: dict[str, Tensor], context: TaskContext) -> None:
         self.projection, self.weights = tensors.get("projection"), tensors.get("weights")
 
     def estimator(self) -> str:

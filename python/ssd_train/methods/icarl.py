@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..importance import layers_of
+from ..config import TrainConfig
 from ..model import frozen_copy, predict
 from .base import Batch, Loss, Method
-
-if TYPE_CHECKING:
-    from ..config import TrainConfig
-    from ..trainer import Trainer
+from .context import TaskContext
 
 MEMORY = 2000
 
@@ -28,26 +23,29 @@ class ICaRL(Method):
     """
 
     models = ("relu", "sdmlp")
+    parts = ("ce", "kd_logits")
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
         self.teacher: nn.Module | None = None
         self.exemplars: dict[int, Tensor] = {}
+        self.current: int | None = None  # the stage that is trained
 
-    def before_task(self, trainer: Trainer) -> None:
-        if trainer.progress.stage > 0:
-            self.teacher = frozen_copy(trainer.model)
+    def before_task(self, context: TaskContext) -> None:
+        if context.stage > 0:
+            self.teacher = frozen_copy(context.model)
 
-    def prepare(self, trainer: Trainer) -> None:
+    def prepare(self, context: TaskContext) -> None:
         """Adds the exemplars' rows to the task's data, and evaluates the previous model on all of it."""
+        self.current = context.stage
         if self.exemplars:
-            rows = torch.cat([trainer.stages[trainer.progress.stage], *self.exemplars.values()])
-            trainer.x, trainer.y = trainer.x_train[rows], trainer.y_train[rows]
-        classes = trainer.tasks.classes[: trainer.progress.stage + 1]
+            rows = torch.cat([context.stages[context.stage], *self.exemplars.values()])
+            context.x, context.y = context.train_x[rows], context.train_y[rows]
+        classes = context.tasks.classes[: context.stage + 1]
         self.old = torch.tensor(sorted(c for task in classes[:-1] for c in task), dtype=torch.int64)
         self.new = torch.tensor(sorted(classes[-1]), dtype=torch.int64)
         self.seen = torch.tensor(sorted(c for task in classes for c in task), dtype=torch.int64)
-        self.old_targets = None if self.teacher is None else predict(self.teacher, trainer.x).sigmoid()[:, self.old]
+        self.old_targets = None if self.teacher is None else predict(self.teacher, context.x).sigmoid()[:, self.old]
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         output = model(batch.x, normalized=True)
@@ -60,42 +58,42 @@ class ICaRL(Method):
             parts = {"ce": losses[self.new].sum().detach(), "kd_logits": losses[self.old].sum().detach()}
         return Loss(losses[self.seen].sum(), parts, output)
 
-    def after_task(self, trainer: Trainer) -> None:
-        own = trainer.stages[trainer.progress.stage]
+    def after_task(self, context: TaskContext) -> None:
+        own = context.stages[context.stage]
         share = max(1, MEMORY // len(self.seen))
-        for label in trainer.tasks.classes[trainer.progress.stage]:
-            rows = own[trainer.y_train[own] == label]
-            self.exemplars[label] = rows[herd(self.features(trainer.model, trainer.x_train[rows]), share)]
+        for label in context.tasks.classes[context.stage]:
+            rows = own[context.train_y[own] == label]
+            self.exemplars[label] = rows[herd(self.features(context.model, context.train_x[rows]), share)]
         self.exemplars = {label: rows[:share] for label, rows in self.exemplars.items()}
 
     @torch.no_grad()
-    def measure_means(self, trainer: Trainer) -> Tensor:
+    def measure_means(self, context: TaskContext) -> Tensor:
         """Unit-norm mean feature of each class; the features move with every step.
 
         Of exemplars, or for a class of the task that is being trained, which has none yet, of its training samples.
         """
-        means = torch.full((trainer.data.classes, trainer.config.neurons), float("nan"), dtype=trainer.x_train.dtype)
-        current, rows_of = trainer.progress.stage, dict(self.exemplars)
-        if trainer.progress.started and current < len(trainer.stages):
-            own = trainer.stages[current]
-            for label in set(trainer.y_train[own].tolist()) - rows_of.keys():
-                rows_of[label] = own[trainer.y_train[own] == label][:MEMORY]
+        means = torch.full((context.classes, self.config.neurons), float("nan"), dtype=context.train_x.dtype)
+        rows_of = dict(self.exemplars)
+        if self.current is not None:
+            own = context.stages[self.current]
+            for label in set(context.train_y[own].tolist()) - rows_of.keys():
+                rows_of[label] = own[context.train_y[own] == label][:MEMORY]
         for label, rows in rows_of.items():
-            means[label] = F.normalize(self.features(trainer.model, trainer.x_train[rows]).mean(0), dim=0)
+            means[label] = F.normalize(self.features(context.model, context.train_x[rows]).mean(0), dim=0)
         return means
 
     @staticmethod
     @torch.no_grad()
     def features(model: nn.Module, x: Tensor) -> Tensor:
         """Unit-norm inputs of the output layer: (N, R)."""
-        return F.normalize(torch.cat([layers_of(model, part)[-1].x for part in x.split(1024)]), dim=1)
+        return F.normalize(torch.cat([model.layers(part)[-1].x for part in x.split(1024)]), dim=1)
 
-    def predict(self, trainer: Trainer, x: Tensor) -> Tensor:
+    def predict(self, context: TaskContext, x: Tensor) -> Tensor:
         """Scores whose largest is the nearest mean: minus the squared distance; classes not seen never win."""
-        if not self.exemplars and not trainer.progress.started:
-            return trainer.engine.predict(x)
-        means = self.measure_means(trainer)
-        distance = torch.cdist(self.features(trainer.model, x), means.nan_to_num()).square()
+        if not self.exemplars and self.current is None:
+            return context.predict(x)
+        means = self.measure_means(context)
+        distance = torch.cdist(self.features(context.model, x), means.nan_to_num()).square()
         return torch.where(means.isnan().any(1), -torch.inf, -distance)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -104,12 +102,12 @@ class ICaRL(Method):
             named |= {f"teacher.{name}": tensor for name, tensor in self.teacher.state_dict().items()}
         return named
 
-    def load_tensors(self, tensors: dict[str, Tensor], trainer: Trainer) -> None:
+    def load_tensors(self, tensors: dict[str, Tensor], context: TaskContext) -> None:
         self.exemplars = {int(k[10:]): rows for k, rows in tensors.items() if k.startswith("exemplars.")}
-        self.exemplars = {label: self.exemplars[label] for label in trainer.order if label in self.exemplars}
+        self.exemplars = {label: self.exemplars[label] for label in context.order if label in self.exemplars}
         named = {k.removeprefix("teacher."): v for k, v in tensors.items() if k.startswith("teacher.")}
         if named:
-            self.teacher = frozen_copy(trainer.model)
+            self.teacher = frozen_copy(context.model)
             self.teacher.load_state_dict(named)
 
     def estimator(self) -> str:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
+from .context import TaskContext
 from .penalized import Penalized
-
-if TYPE_CHECKING:
-    from ..trainer import Trainer
 
 
 class L2(Penalized):
@@ -18,7 +14,7 @@ class L2(Penalized):
     fused = True
     default_coef = 30.0
 
-    def after_task(self, trainer: Trainer) -> None:
-        super().after_task(trainer)
-        ones = {name: torch.ones_like(p) for name, p in trainer.model.named_parameters()}
-        self.quadratic.replace(trainer.model, ones)
+    def after_task(self, context: TaskContext) -> None:
+        super().after_task(context)
+        ones = {name: torch.ones_like(p) for name, p in context.model.named_parameters()}
+        self.quadratic.replace(context.model, ones)

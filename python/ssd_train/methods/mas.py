@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..importance import sensitivity
-from .penalized import Penalized
-
-if TYPE_CHECKING:
-    from ..trainer import Trainer
+from .context import TaskContext
+from .penalized import Penalized, SampledOptions
 
 
 class MAS(Penalized):
@@ -19,15 +15,16 @@ class MAS(Penalized):
     """
 
     fused = True
+    Options = SampledOptions
     default_coef = 10.0
     estimators = ("batch", "sample", "mean")
 
-    def after_task(self, trainer: Trainer) -> None:
-        super().after_task(trainer)
-        x = trainer.x[self.importance_rows(trainer)]
-        importance = sensitivity(trainer.model, x, self.kind, self.beta, self.config.batch_size)
-        online = self.config.online
+    def after_task(self, context: TaskContext) -> None:
+        super().after_task(context)
+        x = context.x[self.importance_rows(context)]
+        importance = sensitivity(context.model, x, self.kind, self.beta, self.config.batch_size)
+        online = self.options.online
         if online is None:
-            self.quadratic.add(trainer.model, importance)
+            self.quadratic.add(context.model, importance)
         else:
-            self.quadratic.replace(trainer.model, importance, online, 1 - online)
+            self.quadratic.replace(context.model, importance, online, 1 - online)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import TrainConfig
 from .base import Batch, Loss
-from .penalized import Penalized
-
-if TYPE_CHECKING:
-    from ..config import TrainConfig
-    from ..trainer import Trainer
+from .context import TaskContext
+from .penalized import ImportanceOptions, Penalized
 
 DAMPING = 0.1
 
@@ -26,6 +22,7 @@ class SI(Penalized):
     and beta 0.02 on CIFAR, 1500 and 0.005 on MNIST.
     """
 
+    Options = ImportanceOptions
     default_coef = 1350.0
     default_beta = 0.02
 
@@ -35,10 +32,10 @@ class SI(Penalized):
         self.start: dict[str, Tensor] = {}
         self.gradient: dict[str, Tensor] = {}
 
-    def before_task(self, trainer: Trainer) -> None:
-        super().before_task(trainer)
-        self.start = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-        self.omega = {name: torch.zeros_like(p) for name, p in trainer.model.named_parameters()}
+    def before_task(self, context: TaskContext) -> None:
+        super().before_task(context)
+        self.start = {name: p.detach().clone() for name, p in context.model.named_parameters()}
+        self.omega = {name: torch.zeros_like(p) for name, p in context.model.named_parameters()}
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         loss = super().loss(model, batch)
@@ -52,14 +49,14 @@ class SI(Penalized):
         for name, step in steps.items():
             self.omega[name].addcmul_(self.gradient[name], step, value=-1)
 
-    def after_task(self, trainer: Trainer) -> None:
-        super().after_task(trainer)
+    def after_task(self, context: TaskContext) -> None:
+        super().after_task(context)
         importance = {}
-        for name, parameter in trainer.model.named_parameters():
+        for name, parameter in context.model.named_parameters():
             moved = parameter.detach() - self.start[name]
             new = self.omega[name] / (moved.square() + DAMPING)
             importance[name] = new + self.quadratic.importance[name] if self.quadratic else new
-        self.quadratic.replace(trainer.model, importance)
+        self.quadratic.replace(context.model, importance)
 
     def tensors(self) -> dict[str, Tensor]:
         named = super().tensors()
@@ -67,12 +64,12 @@ class SI(Penalized):
             named |= {f"{kind}.{name}": tensor for name, tensor in values.items()}
         return named
 
-    def load_tensors(self, tensors: dict[str, Tensor], trainer: Trainer) -> None:
-        super().load_tensors(tensors, trainer)
+    def load_tensors(self, tensors: dict[str, Tensor], context: TaskContext) -> None:
+        super().load_tensors(tensors, context)
         for kind in ("omega", "start"):
             prefix = f"{kind}."
             named = {
-                k.removeprefix(prefix): v.to(trainer.config.device) for k, v in tensors.items() if k.startswith(prefix)
+                k.removeprefix(prefix): v.to(context.device) for k, v in tensors.items() if k.startswith(prefix)
             }
             setattr(self, kind, named)
 

@@ -41,7 +41,7 @@ def _row(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
     config = run["config"]
     row = {"run": folder.name, "data": run["data"]["name"], "method": run["method"], "model": run["model"]}
     row |= {"neurons": config["neurons"], "k": config["k"] if run["model"] == "SDMLP" else None}
-    row |= {"epochs": config["epochs"], "kl": config["kl"] if "ssd" in run["method"] else None}
+    row |= {"epochs": config["epochs"], "kl": config.get("kl") if "ssd" in run["method"] else None}
     row |= {"estimator": run["estimator"], "seeds": len(run["seeds"])}
     return row | {key: run[key] for key in METRICS}
 

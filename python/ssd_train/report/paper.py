@@ -11,12 +11,13 @@ from ssd_kernels import _source
 
 from .. import data as datasets
 from ..checkpoint import read_tensors, write_atomic
-from ..config import TrainConfig, parse_seeds
+from ..config import parse_seeds
 from ..errors import bad, say
 from ..jobs.job import make_job
 from ..jobs.schedule import run_all
+from ..methods.find import did_you_mean
 from ..metrics import accuracy as metrics
-from ..options import parse, run_parser
+from ..options import NO_SETTINGS, config_of, parse, run_parser
 from ..pretrained import NEEDED
 from ..records import Interrupted
 from ..validate import model_kind
@@ -25,12 +26,13 @@ from .experiments import EXPERIMENTS, Experiment, coefficients, column_of
 from .trained import Trained
 
 
-def paper(name: str, data: list[str], seeds: str, out: Path, overrides: dict[str, Any], workers: int,
-          threads: int | None, pretrained: list[str] | None = None) -> int:  # fmt: skip
+def paper(name: str, data: list[str], seeds: str, out: Path, changes: tuple[int | None, int | None, list[str]],
+          workers: int, threads: int | None, pretrained: list[str] | None = None) -> int:  # fmt: skip
     """Returns the exit code.
 
     Args:
-        data: one data set per column. overrides: settings that replace the paper's in every row; the title tells them.
+        data: one data set per column. changes: epochs, neurons and `name=value` settings that replace the paper's in
+            every row whose method knows them; the title tells them.
         pretrained: models of `ssd-train pretrain`; each SDMLP row starts from the one of its size.
     """
     if name not in EXPERIMENTS:
@@ -38,6 +40,7 @@ def paper(name: str, data: list[str], seeds: str, out: Path, overrides: dict[str
     if workers < 0:
         raise bad("--workers", workers, "0 or more")
     experiment, numbers = EXPERIMENTS[name], parse_seeds(seeds)
+    overrides = parse_overrides(experiment, *changes)
     varied = varied_by(experiment)
     if taken := sorted(varied & set(overrides)):
         raise bad(
@@ -77,19 +80,26 @@ def varied_by(experiment: Experiment) -> set[str]:
     return {name for name in names if len({repr(cell.settings.get(name)) for cell in experiment.cells}) > 1}
 
 
-def parse_overrides(epochs: int | None, neurons: int | None, assignments: list[str]) -> dict[str, Any]:
-    """--epochs, --neurons and any `--set name=value`, as settings.
+def parse_overrides(experiment: Experiment, epochs: int | None, neurons: int | None,
+                    assignments: list[str]) -> dict[str, Any]:  # fmt: skip
+    """--epochs, --neurons and any `--set name=value`, as settings. Each row takes what its method knows.
 
     Raises:
-        BadInput: not of the form name=value, or a name that is no setting.
+        BadInput: not of the form name=value, or a name that no row knows.
     """
     overrides = {k: v for k, v in (("epochs", epochs), ("neurons", neurons)) if v is not None}
+    named = {a.partition("=")[0].replace("-", "_"): a.partition("=")[2] for a in assignments}
+    rows = dict.fromkeys(cell.settings["method"] for cell in experiment.cells)
+    methods = [named["method"]] if "method" in named else list(rows)
+    parser = run_parser(methods)
+    known = {action.dest for action in parser._actions} - set(NO_SETTINGS)
     for assignment in assignments:
         name, equals, _ = assignment.partition("=")
         name = name.replace("-", "_")
-        if not equals or name not in TrainConfig.__dataclass_fields__:
-            raise bad("--set", assignment, "name=value with the name of an option of `ssd-train run`")
-        overrides[name] = vars(parse(run_parser(), [f"--{assignment}"], defaults=False))[name]
+        if not equals or name not in known:
+            raise bad("--set", assignment, "name=value with the name of an option of `ssd-train run`, or of a method "
+                      f"of a row ({', '.join(methods)}){did_you_mean(name, known)}")  # fmt: skip
+        overrides[name] = vars(parse(parser, [f"--{assignment}"], defaults=False))[name]
     return overrides
 
 
@@ -107,7 +117,7 @@ def _settings(name: str, settings: dict[str, Any], spec: str, overrides: dict[st
 
 def _pretrained(row: str, settings: dict[str, Any], files: list[str]) -> dict[str, Any]:
     """The pretrained model that a row starts from: the one with its neurons, layers and K; none for a ReLU MLP."""
-    config = TrainConfig(**settings)
+    config = config_of(**settings)
     if not files or model_kind(config) != "sdmlp":
         return {}
     sizes = {}
@@ -180,7 +190,7 @@ def _markdown(experiment: Experiment, title: str, cells: list[dict[str, Any]], t
         config, environment = run["config"], run["environment"]
         lines.append("| " + " | ".join(map(str, (
             item.row, item.column, run["method"], run["model"], config["epochs"], config["order"],
-            _pretraining(run), config["kl"], run["estimator"], environment["engine"],
+            _pretraining(run), config.get("kl", "-"), run["estimator"], environment["engine"],
             _source.short(environment["commit"]), environment["torch"],
         ))) + " |")  # fmt: skip
     return "\n".join(lines) + "\n"

@@ -9,20 +9,30 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentParser
+
 from ..checkpoint import write_atomic
-from ..config import TrainConfig, as_dict, parse_seeds
+from ..config import TrainConfig, parse_seeds
 from ..errors import BadInput, bad, say
 from ..jobs.job import make_job
 from ..jobs.schedule import run_all
+from ..methods.find import did_you_mean
 from ..metrics import accuracy as metrics
-from ..options import parse, run_parser
+from ..options import NO_SETTINGS, parse, run_parser
 from ..records import Interrupted
 
 MODES = ("grid", "list", "random")
 SCHEDULERS = ("local", "ray")
 
 
-def combinations(vary: list[str], mode: str, samples: int, seed: int) -> list[dict[str, Any]]:
+def varied_methods(vary: list[str]) -> list[str] | None:
+    """The methods that a sweep goes over, or None when it keeps one."""
+    found = [v for entry in vary for v in entry.partition("=")[2].split(",") if entry.partition("=")[0] == "method"]
+    return [name.strip() for name in found] or None
+
+
+def combinations(vary: list[str], mode: str, samples: int, seed: int,
+                 method: str = TrainConfig.method) -> list[dict[str, Any]]:  # fmt: skip
     """The settings to try.
 
     `grid` is every combination; `list` takes the first values of all fields together, then the second ones, and so on;
@@ -31,23 +41,31 @@ def combinations(vary: list[str], mode: str, samples: int, seed: int) -> list[di
 
     Args:
         vary: entries `field=value,value,...` or `field=low..high`.
+        method: the one whose options may be varied, unless the methods are varied themselves.
 
     Raises:
         BadInput: an entry of another form, or lists of different lengths with `list`.
     """
     if mode not in MODES:
         raise bad("--mode", mode, ", ".join(MODES))
+    methods = varied_methods(vary) or [method]
+    parser = run_parser(methods)
+    known = {action.dest for action in parser._actions} - set(NO_SETTINGS)
     fields: dict[str, str] = {}
     for entry in vary:
         name, equals, values = entry.partition("=")
         name = name.replace("-", "_")
-        if not equals or not values or name not in TrainConfig.__dataclass_fields__:
-            raise bad("--vary", entry, "field=value,value,... with the name of an option of `ssd-train run`")
+        if not equals or not values or name not in known:
+            raise bad("--vary", entry, "field=value,value,... with the name of an option of `ssd-train run --method "
+                      f"{', '.join(methods)}`{did_you_mean(name, known)}")  # fmt: skip
         fields[name] = values
     if mode == "random":
         generator = random.Random(seed)
-        return [{name: _draw(name, values, generator) for name, values in fields.items()} for _ in range(samples)]
-    listed = {name: [_typed(name, value) for value in values.split(",")] for name, values in fields.items()}
+        def drawn() -> dict[str, Any]:
+            return {name: _draw(parser, name, values, generator) for name, values in fields.items()}
+
+        return [drawn() for _ in range(samples)]
+    listed = {name: [_typed(parser, name, value) for value in values.split(",")] for name, values in fields.items()}
     if mode == "grid":
         return [dict(zip(listed, values)) for values in itertools.product(*listed.values())]
     if len({len(values) for values in listed.values()}) > 1:
@@ -56,27 +74,27 @@ def combinations(vary: list[str], mode: str, samples: int, seed: int) -> list[di
     return [dict(zip(listed, values)) for values in zip(*listed.values())]
 
 
-def _typed(name: str, value: str) -> Any:
-    return vars(parse(run_parser(), [f"--{name}={value.strip()}"], defaults=False))[name]
+def _typed(parser: ArgumentParser, name: str, value: str) -> Any:
+    return vars(parse(parser, [f"--{name}={value.strip()}"], defaults=False))[name]
 
 
-def _draw(name: str, values: str, generator: random.Random) -> Any:
+def _draw(parser: ArgumentParser, name: str, values: str, generator: random.Random) -> Any:
     kind, colon, ends = values.partition(":")
     logarithmic = bool(colon) and kind == "log"
     low, dots, high = (ends if logarithmic else values).partition("..")
     if not dots:
-        return _typed(name, generator.choice(values.split(",")))
+        return _typed(parser, name, generator.choice(values.split(",")))
     try:
         first, last = float(low), float(high)
         drawn = first * (last / first) ** generator.random() if logarithmic else generator.uniform(first, last)
     except (ValueError, ZeroDivisionError):
         raise bad("--vary", f"{name}={values}", "two numbers, low..high (positive ones with log:)") from None
-    whole = TrainConfig.__dataclass_fields__[name].type == "int"
-    return _typed(name, str(round(drawn) if whole else drawn))
+    whole = next(a for a in parser._actions if a.dest == name)._typehint is int
+    return _typed(parser, name, str(round(drawn) if whole else drawn))
 
 
-def sweep(base: TrainConfig, vary: list[str], mode: str, samples: int, sample_seed: int, out: Path, workers: int | None,
-          threads: int | None, scheduler: str = "local") -> int:  # fmt: skip
+def sweep(base: dict[str, Any], vary: list[str], mode: str, samples: int, sample_seed: int, out: Path,
+          workers: int | None, threads: int | None, scheduler: str = "local") -> int:  # fmt: skip
     """Trains every combination with every seed; prints the table, best first. Returns the exit code."""
     if scheduler not in SCHEDULERS:
         raise bad("--scheduler", scheduler, ", ".join(SCHEDULERS))
@@ -84,9 +102,10 @@ def sweep(base: TrainConfig, vary: list[str], mode: str, samples: int, sample_se
         raise bad("--workers", workers, "0 or more, with --scheduler ray 1 or more")
     if samples < 1:
         raise bad("--samples", samples, "1 or more")
-    seeds, tried = parse_seeds(base.seeds), combinations(vary, mode, samples, sample_seed)
-    settings = as_dict(base) | {"plots": False}
-    plan = [[make_job(settings | changed, seed, out / "runs", threads) for seed in seeds] for changed in tried]
+    seeds, tried = parse_seeds(base["seeds"]), combinations(vary, mode, samples, sample_seed, base["method"])
+    methods = varied_methods(vary) or []
+    settings = {k: v for k, v in base.items() if k not in ("resume", "overwrite")} | {"plots": False}
+    plan = [[make_job(settings | changed, seed, out / "runs", threads, methods) for seed in seeds] for changed in tried]
     try:
         found = run_all([job for jobs in plan for job in jobs], workers, scheduler)
     except Interrupted as stop:
@@ -99,7 +118,7 @@ def sweep(base: TrainConfig, vary: list[str], mode: str, samples: int, sample_se
         rows.append({"settings": changed, "n": len(runs), **row})
     rows.sort(key=lambda row: -(row["accuracy"]["mean"] or 0))
     text = _markdown(base, list(rows[0]["settings"]), rows)
-    document = {"title": f"sweep of {base.method}", "mode": mode, "config": settings, "rows": rows}
+    document = {"title": f"sweep of {base['method']}", "mode": mode, "config": settings, "rows": rows}
     write_atomic(out / "sweep.json", (json.dumps(document, indent=1) + "\n").encode())
     write_atomic(out / "sweep.md", text.encode())
     say(text)
@@ -107,8 +126,8 @@ def sweep(base: TrainConfig, vary: list[str], mode: str, samples: int, sample_se
     return 0
 
 
-def _markdown(base: TrainConfig, fields: list[str], rows: list[dict[str, Any]]) -> str:
-    lines = [f"# Sweep of {base.method} on {base.data}, {rows[0]['n']} seeds", ""]
+def _markdown(base: dict[str, Any], fields: list[str], rows: list[dict[str, Any]]) -> str:
+    lines = [f"# Sweep of {base['method']} on {base['data']}, {rows[0]['n']} seeds", ""]
     lines += ["| " + " | ".join([*fields, "accuracy", "BWT"]) + " |", "|---" * (len(fields) + 2) + "|"]
     for row in rows:
         values = [f"{v:.6g}" if isinstance(v, float) else str(v) for v in row["settings"].values()]

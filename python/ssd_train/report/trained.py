@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..checkpoint import CheckpointFolder
 from ..errors import BadInput
 from ..jobs.job import Job
 
@@ -25,13 +25,14 @@ class Trained:
 
 def history(job: Job) -> tuple[np.ndarray, np.ndarray | None]:
     """A finished run's curve, (points, columns), and its neuron counts per point, (points, R)."""
-    folder = job.folder / f"seed-{job.config.seeds}" / "checkpoint"
-    found = CheckpointFolder(folder).load()
-    if found is None:
-        raise BadInput(f"{folder}: no checkpoint; the curves of {job.name} are lost, delete its folder to train again")
-    tensors = found[0]
-    snapshots = tensors["snapshots"].numpy() if "snapshots" in tensors else None
-    return tensors["history"].numpy(), snapshots
+    path = job.folder / f"seed-{job.config.seeds}" / "curves.npz"
+    try:
+        with np.load(path) as found:
+            points, snapshots = found["points"], found["snapshots"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        advice = f"the curves of {job.name} are lost, delete its folder to train again"
+        raise BadInput(f"{path}: cannot be read; {advice}") from None
+    return points, snapshots if snapshots.size else None
 
 
 def curves(item: Trained) -> np.ndarray:

@@ -9,20 +9,20 @@ from typing import Any
 
 import torch
 
-import ssd_kernels
-
 from .. import data as datasets
 from ..checkpoint import read_state, read_tensors
-from ..config import TrainConfig, from_dict
+from ..config import TrainConfig
 from ..errors import BadInput, bad, reading, say
-from ..methods import METHODS, Method
+from ..methods import Method
+from ..methods.find import find_method
 from ..metrics import accuracy as metrics
-from ..model import SDMLP, build_model, predict
+from ..model import Network, build_model, predict
+from ..options import config_of
 from ..validate import check, check_device, model_kind
 from .folder import is_seed
 
 
-def load_model(path: Path, device: str = "cpu") -> tuple[torch.nn.Module, dict[str, Any]]:
+def load_model(path: Path, device: str = "cpu") -> tuple[Network, dict[str, Any]]:
     """The network in a model.safetensors, and its metadata: config, seed, data, order of the classes.
 
     Raises:
@@ -33,7 +33,7 @@ def load_model(path: Path, device: str = "cpu") -> tuple[torch.nn.Module, dict[s
         raise BadInput(f"{path}: a checkpoint; expected a model.safetensors")
     with reading(path, "its metadata describe no network"):
         config = _checked(state, path)
-        if METHODS[config.method].predict is not Method.predict:
+        if find_method(config.method).predict is not Method.predict:
             raise BadInput(f"{path}: {config.method} predicts with more than its network; "
                            "its accuracy is in results.json")  # fmt: skip
         data = state["data"]
@@ -61,7 +61,11 @@ def load_model(path: Path, device: str = "cpu") -> tuple[torch.nn.Module, dict[s
 
 def _checked(state: dict[str, Any], path: Path) -> TrainConfig:
     """The settings in a model's metadata, each checked as if it were typed."""
-    config = from_dict(state["config"], str(path))
+    try:
+        find_method(state["config"]["method"])
+    except BadInput as error:
+        raise BadInput(f"{path}: trained with a method that is not to be had here; {error}") from None
+    config = config_of(str(path), **state["config"])
     if not isinstance(config.data, str | None):
         raise BadInput(f"{path}: its data are {config.data!r}, allowed is a name")
     here = {"device": "cpu", "backend": "auto", "pretrained": None, "resume": False, "data": config.data or "given"}
@@ -113,10 +117,9 @@ def evaluate(path: Path, spec: str | None, device: str) -> int:
     return 0
 
 
-def _print_one(file: Path, model: torch.nn.Module, state: dict[str, Any], data: datasets.Dataset) -> float | None:
+def _print_one(file: Path, model: Network, state: dict[str, Any], data: datasets.Dataset) -> float | None:
     parameter = next(model.parameters())
-    x = data.x_test.to(device=parameter.device, dtype=parameter.dtype)
-    x = ssd_kernels.normalize_inputs(x) if isinstance(model, SDMLP) else x
+    x = model.prepare(data.x_test.to(device=parameter.device, dtype=parameter.dtype))
     tasks = datasets.make_tasks(data, state["order"], state["config"]["classes_per_task"])
     logits, labels = predict(model, x), data.y_test.to(parameter.device)
     pairs = [metrics.accuracies(logits[r], labels[r], c) for r, c in zip(tasks.test, tasks.classes)]

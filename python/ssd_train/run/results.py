@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import platform
@@ -17,11 +15,11 @@ import torch
 from .. import __version__
 from ..checkpoint import write_atomic
 from ..config import TrainConfig, as_dict, parse_seeds
+from ..curves import merged_csv
 from ..data import Dataset
 from ..errors import BadInput, reading
 from ..metrics import accuracy as metrics
 from ..pretrained import describe_pretraining
-from ..records import COLUMNS
 from ..sizes import read_text
 from ..trainer import Trainer
 
@@ -66,7 +64,7 @@ def summary(config: TrainConfig, data: Dataset, trainers: list[Trainer], argv: l
         "seeds": parse_seeds(config.seeds),
         **triples,
         "validation_accuracy": triples["accuracy"],
-        "kl": config.kl,
+        "kl": config.options.get("kl"),
         "pretraining": describe_pretraining(config),
         "runs": runs,
         "estimator": trainers[0].method.estimator(),
@@ -114,21 +112,8 @@ def _processor() -> str:
 
 def write(out: Path, results: dict[str, Any], trainers: list[Trainer]) -> None:
     """Writes results.json and metrics.csv."""
-    write_atomic(out / "metrics.csv", metrics_csv(trainers).encode())
+    write_atomic(out / "metrics.csv", merged_csv([t.curves for t in trainers]).encode())
     write_atomic(out / "results.json", (json.dumps(results, indent=1, allow_nan=False) + "\n").encode())
-
-
-def metrics_csv(trainers: list[Trainer]) -> str:
-    """One line per point of the curves; an undefined accuracy is empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    tasks = len(trainers[0].tasks)
-    writer.writerow(["seed", *COLUMNS, *(f"task_{i}" for i in range(tasks))])
-    for trainer in trainers:
-        for task, epoch, *values in trainer.history:
-            cells = ["" if v != v else repr(v) for v in values]
-            writer.writerow([trainer.progress.seed, int(task), int(epoch), *cells])
-    return text.getvalue()
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -167,7 +152,7 @@ SHAPE: dict[str, Any] = {
     "seeds": list,
     "runs": list,
     "data": {"name": str, "sha256": str, "dim": int, "classes": int},
-    "config": {"neurons": int, "k": int, "epochs": int, "kl": str, "data": str},
+    "config": {"neurons": int, "k": int, "epochs": int, "data": str},
     "environment": {},
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ from ..config import FREE_ON_RESUME, TrainConfig, as_dict, dump, parse_seeds, re
 from ..data import Dataset
 from ..engines import fused_reason
 from ..errors import BadInput, say
+from ..methods.find import find_method
 from ..pretrained import read_pretrained
-from ..records import COLUMNS, Interrupted
+from ..records import COLUMNS, Interrupted, Progress
+from ..sizes import cores
 from ..trainer import Trainer, identity
 from ..validate import check, check_size
 from . import results
 from .folder import Claim, StopSignals, claimed
+from .side_by_side import train_seeds
 
-SMALL_WORK = 8_000_000  # multiply-adds of a layer's scores for one batch
+SMALL_WORK = 8_000_000  # multiply-adds of a layer's scores for one batch, below which one thread is fastest
+SIDE_BY_SIDE = 64_000_000  # up to which seeds side by side beat threads
 
 LABELS = {
     "accuracy": "accuracy",
@@ -43,7 +48,7 @@ def run(config: TrainConfig, argv: list[str]) -> int:
     """
     with StopSignals() as stop:
         try:
-            summary = execute(config, argv, stop)
+            summary, _ = execute(config, argv, stop)
         except Interrupted:
             again = f"ssd-train run --resume --out {config.out}"
             say(f"ssd-train: interrupted, state saved; continue with: {again}", file=sys.stderr)
@@ -53,15 +58,20 @@ def run(config: TrainConfig, argv: list[str]) -> int:
     return 0
 
 
-def execute(config: TrainConfig, argv: list[str], stop: StopSignals, quiet: bool = False) -> dict[str, Any]:
-    """Trains every seed and writes the run's folder. Returns what results.json holds.
+def execute(config: TrainConfig, argv: list[str], stop: Callable[[], bool], quiet: bool = False,
+            data: Dataset | None = None,
+            progress: Callable[[Progress], None] | None = None) -> tuple[dict[str, Any], list[Trainer]]:  # fmt: skip
+    """Trains every seed and writes the run's folder. Returns what results.json holds, and each seed's trainer.
+
+    Args:
+        data: the data set, in place of the one that the config names. progress: called after every epoch.
 
     Raises:
         BadInput: something given cannot be used; nothing was changed.
         Interrupted: a signal came; the state is saved.
     """
     check(config)
-    data = datasets.load(config.data)
+    data = datasets.load(config.data) if data is None else data
     if config.validation:
         data = data.held_out(config.validation)
     datasets.make_tasks(data, datasets.tasks.class_order(data.classes, config.order), config.classes_per_task)
@@ -75,23 +85,39 @@ def execute(config: TrainConfig, argv: list[str], stop: StopSignals, quiet: bool
         for seed in parse_seeds(config.seeds):
             CheckpointFolder(out / f"seed-{seed}" / "checkpoint").check(identity(config, data, seed))
         write_atomic(out / "config.yaml", dump(config).encode())
-        trainers = _train(config, data, claim, stop, quiet)
+        trainers = _train(config, data, claim, stop, quiet, progress)
         summary = results.summary(config, data, trainers, argv)
         claim.check()
         results.write(out, summary, trainers)
         if config.plots:
             draw(summary, trainers, out / "plots")
         claim.check()
-    return summary
+    return summary, trainers
+
+
+def work_of(config: TrainConfig, data: Dataset) -> int:
+    """Multiply-adds of a layer's scores for one batch."""
+    return config.batch_size * config.neurons * max(data.dim, config.neurons if config.layers > 1 else 0)
 
 
 def _set_threads(config: TrainConfig, data: Dataset) -> None:
-    """The threads asked for; by default one where a step is so small that a second would cost more than it brings."""
-    work = config.batch_size * config.neurons * max(data.dim, config.neurons if config.layers > 1 else 0)
+    """The threads asked for; one where a step is so small that a second would cost more than it brings.
+
+    Several seeds of a step up to SIDE_BY_SIDE have one thread each at any `--jobs`, so that the bits are the same.
+    """
+    several = len(parse_seeds(config.seeds)) > 1
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    elif work < SMALL_WORK:
+    elif work_of(config, data) <= (SIDE_BY_SIDE if several else SMALL_WORK):
         torch.set_num_threads(1)
+
+
+def jobs_of(config: TrainConfig, data: Dataset, seeds: int) -> int:
+    """How many seeds are trained at a time."""
+    if config.jobs is not None:
+        return min(config.jobs, seeds)
+    small = work_of(config, data) <= SIDE_BY_SIDE and torch.device(config.device).type == "cpu"
+    return min(seeds, max(1, cores() // (config.threads or 1))) if small else 1
 
 
 def _same_settings(config: TrainConfig, out: Path) -> None:
@@ -107,8 +133,14 @@ def _same_settings(config: TrainConfig, out: Path) -> None:
             raise BadInput(f"{option}: got {now[name]!r}, allowed is {allowed}")
 
 
-def _train(config: TrainConfig, data: Dataset, claim: Claim, stop: StopSignals, quiet: bool) -> list[Trainer]:
+def _train(config: TrainConfig, data: Dataset, claim: Claim, stop: Callable[[], bool], quiet: bool,
+           progress_of: Callable[[Progress], None] | None) -> list[Trainer]:  # fmt: skip
+    """Every seed's trainer, trained. Seeds side by side are trained by other processes; here they are read."""
     seeds = parse_seeds(config.seeds)
+    jobs = jobs_of(config, data, len(seeds))
+    if jobs > 1:
+        claim.check()
+        train_seeds(config, seeds, claim, jobs, stop, quiet)
     with tqdm(unit="epoch", disable=quiet or not sys.stderr.isatty(), dynamic_ncols=True) as bar:
 
         def report(trainer: Trainer) -> None:
@@ -121,9 +153,12 @@ def _train(config: TrainConfig, data: Dataset, claim: Claim, stop: StopSignals, 
             accuracy = trainer.history[-1][COLUMNS.index("accuracy")] if trainer.history else float("nan")
             bar.set_postfix(loss=f"{trainer.sums.means()['loss']:.4f}", acc=f"{accuracy:.3f}", refresh=False)
             bar.update(0)
+            if progress_of is not None:
+                progress_of(progress)
 
         trainers = []
         for seed in seeds:
+            claim.check()
             trainer = Trainer(config, data, seed, claim.out / f"seed-{seed}", interrupted=stop, report=report)
             if config.engine != trainer.engine.name and not trainers and not quiet:
                 reason = fused_reason(config, trainer.model, trainer.method)
@@ -157,8 +192,13 @@ def number(value: float | None) -> str:
 def print_summary(summary: dict[str, Any]) -> None:
     """Accuracy, BWT and the accuracy matrix, as the README shows them."""
     config, data = summary["config"], summary["data"]
-    say(f"{summary['method']} on {data['name']}: {summary['model']}, R {config['neurons']}, K {config['k']}, "
-          f"{config['epochs']} epochs per task, seeds {', '.join(map(str, summary['seeds']))}")  # fmt: skip
+    unused = find_method(summary["method"]).ignores
+    sizes = [summary["model"]] if "epochs" not in unused else []
+    sizes += [f"R {config['neurons']}"] if "neurons" not in unused else []
+    sizes += [f"K {config['k']}"] if summary["model"] == "SDMLP" and "k" not in unused else []
+    sizes += [f"{config['epochs']} epochs per task"] if "epochs" not in unused else ["one pass"]
+    seeds = ", ".join(map(str, summary["seeds"]))
+    say(f"{summary['method']} on {data['name']}: {', '.join(sizes)}, seeds {seeds}")
     for key, label in LABELS.items():
         triple = summary[key]
         spread = "" if triple["std"] is None else f" +- {triple['std']:.4f}"
