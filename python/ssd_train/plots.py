@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,9 @@ def accuracy_matrix(results: dict[str, Any], path: Path) -> None:
 
 
 def task_curves(results: dict[str, Any], histories: list[list[list[float]]], path: Path, heading: str = "") -> None:
-    """Validation accuracy over epochs (the paper's Fig. 7): all samples top left, then one panel per task.
+    """Accuracy over epochs (the paper's Fig. 7): all samples top left, then one panel per task.
+
+    A line per task that is trained: mean and standard deviation (ddof 1) over seeds.
 
     Args:
         histories: per seed the points: what `COLUMNS` names, then the accuracy on each task.
@@ -64,7 +68,8 @@ def task_curves(results: dict[str, Any], histories: list[list[list[float]]], pat
     """
     plt = pyplot()
     points = np.array(histories, dtype=float)
-    mean, spread = points.mean(axis=0), points.std(axis=0)
+    mean = points.mean(axis=0)
+    spread = points.std(axis=0, ddof=1) if len(histories) > 1 else np.zeros_like(mean)
     epochs, tasks = results["config"]["epochs"], len(results["runs"][0]["tasks"])
     x = mean[:, 0] * epochs + mean[:, 1]
     first, each = COLUMNS.index("accuracy"), len(COLUMNS)
@@ -79,10 +84,13 @@ def task_curves(results: dict[str, Any], histories: list[list[list[float]]], pat
         title = "all classes" if column == first else f"task {column - each}"
         if column != first:
             title += f": classes {_classes(results, column - each)}"
-        axes.plot(x, mean[:, column], lw=1.5, color="tab:blue")
-        if len(histories) > 1:
-            low, high = mean[:, column] - spread[:, column], mean[:, column] + spread[:, column]
-            axes.fill_between(x, np.clip(low, 0, 1), np.clip(high, 0, 1), alpha=0.25, lw=0, color="tab:blue")
+        for trained in np.unique(mean[:, 0]):  # no line leads from one task to the next: between them all changes
+            part = mean[:, 0] == trained
+            value, deviation = mean[part, column], spread[part, column]
+            axes.plot(x[part], value, lw=1.5, marker=".", ms=4, color="tab:blue")
+            if len(histories) > 1:
+                low, high = np.clip(value - deviation, 0, 1), np.clip(value + deviation, 0, 1)
+                axes.fill_between(x[part], low, high, alpha=0.25, lw=0, color="tab:blue")
         for border in borders:
             axes.axvline(border, color="0.75", lw=0.7, zorder=0)
         axes.set_title(title, fontsize=9)
@@ -90,11 +98,77 @@ def task_curves(results: dict[str, Any], histories: list[list[list[float]]], pat
     for axes in list(grid.flat)[len(shown) :]:
         axes.set_axis_off()
     figure.supxlabel("epoch (vertical lines: a new task begins)", fontsize=10)
-    figure.supylabel("validation accuracy", fontsize=10)
+    figure.supylabel(measured_on(results), fontsize=10)
     left_out = f"; tasks 0 .. {len(shown) - 2} of {tasks}" if len(shown) < len(columns) else ""
     band = f"; mean and standard deviation of {len(histories)} seeds" if len(histories) > 1 else ""
     figure.suptitle(f"{heading}{_title(results)}{left_out}{band}", fontsize=10)
     save(figure, path)
+
+
+def methods_over_tasks(runs: list[dict[str, Any]], path: Path) -> None:
+    """Runs side by side: the mean accuracy on the tasks seen, after each task, and BWT; mean and deviation over seeds.
+
+    Args:
+        runs: their results.json.
+    """
+    plt = pyplot()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained",
+                                         gridspec_kw={"width_ratios": (2.2, 1)})  # fmt: skip
+    names = _names(runs)
+    for place, (run, name) in enumerate(zip(runs, names)):
+        seen = np.array([[_mean_seen(row, t) for t, row in enumerate(r["accuracy_matrix"])] for r in run["runs"]])
+        mean, tasks = seen.mean(axis=0), np.arange(1, seen.shape[1] + 1)
+        style = {"color": f"C{place % 10}", "marker": "os^Dv*PX"[place % 8], "ms": 5, "lw": 1.4}
+        left.plot(tasks, mean, label=name, **style)
+        if len(seen) > 1:
+            std = seen.std(axis=0, ddof=1)
+            left.fill_between(tasks, np.clip(mean - std, 0, 1), np.clip(mean + std, 0, 1), alpha=0.2, lw=0,
+                              color=style["color"])  # fmt: skip
+        bwt = run["bwt"]
+        if bwt["mean"] is not None:
+            right.barh(place, bwt["mean"], xerr=bwt["std"], color=style["color"], capsize=3)
+    left.set_xlabel("tasks trained")
+    left.set_ylabel(f"mean accuracy on the tasks seen ({' or '.join(dict.fromkeys(map(measured_on, runs)))})")
+    left.set_ylim(0, 1.02)
+    left.xaxis.get_major_locator().set_params(integer=True)
+    left.legend(fontsize=8)
+    left.grid(axis="y", color="0.9")
+    right.set_yticks(range(len(runs)), names, fontsize=8)
+    right.invert_yaxis()
+    right.axvline(0, color="0.4", lw=0.8)
+    right.set_xlabel("BWT (closer to 0 is better)")
+    seeds = sorted({len(run["runs"]) for run in runs})
+    counts = " or ".join(map(str, seeds))
+    title = ", ".join(dict.fromkeys(run["data"]["name"] for run in runs))
+    figure.suptitle(f"{title}: mean and standard deviation over {counts} seed{'s' * (seeds != [1])}", fontsize=10)
+    save(figure, path)
+
+
+def _mean_seen(row: list[float | None], t: int) -> float:
+    """Mean accuracy on tasks 0 .. t; NaN where one of them is not defined."""
+    return float(np.mean([np.nan if v is None else v for v in row[: t + 1]]))
+
+
+def _names(runs: list[dict[str, Any]]) -> list[str]:
+    """A short name per run: its method, and its size where methods repeat."""
+    methods = [run["method"] for run in runs]
+    sizes = [f"{run['method']}, R {run['config']['neurons']}, K {run['config']['k']}" for run in runs]
+    names = [m if methods.count(m) == 1 else s for m, s in zip(methods, sizes)]
+    return [n if names.count(n) == 1 else f"{n} ({i + 1})" for i, n in enumerate(names)]
+
+
+def svg_of(draw: Callable[[Path], None]) -> str:
+    """The <svg> element of a figure that `draw` writes to a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "figure.svg"
+        draw(path)
+        text = path.read_text()
+    return text[text.index("<svg") :]
+
+
+def measured_on(results: dict[str, Any]) -> str:
+    """What a run's accuracies are measured on: the test set, unless a part of the training data was held out for it."""
+    return "accuracy on held-out training data" if results["config"].get("validation") else "test accuracy"
 
 
 def _classes(results: dict[str, Any], task: int) -> str:

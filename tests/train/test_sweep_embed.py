@@ -43,6 +43,22 @@ def test_bad_combinations(vary, mode):
         combinations(vary, mode, 2, 0)
 
 
+def test_sweep_ranks_on_held_out_data_and_tests_the_best_once(tmp_path, capsys):
+    """E1: nothing is chosen by the test set, unless that is asked for."""
+    argv = ["sweep", *TINY, "--vary", "lr=0.02,0.2"]
+    assert cli.main([*argv, "--out", str(tmp_path / "a")]) == 0
+    text, found = capsys.readouterr().out, json.loads((tmp_path / "a" / "sweep.json").read_text())
+    assert "held-out training data (0.1 of each class)" in text and "tested once on the test set" in text
+    shares = [json.loads(p.read_text()) for p in tmp_path.glob("a/runs/*/results.json")]
+    assert sorted(r["config"]["validation"] for r in shares) == [0.0, 0.1, 0.1]
+    tested = next(r for r in shares if r["config"]["validation"] == 0)
+    assert found["best"]["accuracy"]["mean"] == tested["accuracy"]["mean"]
+    assert tested["config"]["lr"] == found["rows"][0]["settings"]["lr"]
+    assert cli.main([*argv, "--validation", "0", "--out", str(tmp_path / "b")]) == 0
+    assert "the accuracy on the test set" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("b/runs/*/results.json"))) == 2
+
+
 def test_sweep_trains_each_combination_once(tmp_path, capsys):
     argv = ["sweep", *TINY, "--vary", "alpha=0.2,0.9", "temperature=2,8", "--seeds", "0-1", "--out", str(tmp_path)]
     assert cli.main(argv) == 0
@@ -52,7 +68,7 @@ def test_sweep_trains_each_combination_once(tmp_path, capsys):
     assert means == sorted(means, reverse=True)
     assert (tmp_path / "sweep.md").read_text() in capsys.readouterr().out
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/results.json")}
-    assert len(stamps) == 8 and cli.main(argv) == 0
+    assert len(stamps) == 8 + 2 and cli.main(argv) == 0, "and the best on all of the training data"
     assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/results.json")}
     assert cli.main(["sweep", *TINY, "--vary", "k=99", "--out", str(tmp_path / "no")]) == 2
     assert "--k: got 99" in capsys.readouterr().err and not (tmp_path / "no").exists()

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 
 from .. import __version__
 from ..errors import BadInput, say
-from ..options import PRETRAINING, parse, parse_run, parse_settings, split_options
+from ..options import PRETRAINING, parse, parse_run, parse_settings, split_options, typed_options
 from ..sizes import cores
 from .failures import report
 
@@ -29,6 +29,7 @@ commands:
 ssd-train COMMAND --help lists the options. Exit codes: 0 done, 2 bad input, 130 or 143 interrupted (state saved)."""
 
 
+SWEEP_VALIDATION = 0.1  # of the training data: what a sweep ranks on unless told otherwise
 SWEEP = "Trains every combination of settings with every seed. All options of `ssd-train run` are taken as well."
 
 
@@ -74,12 +75,16 @@ def _pretrain(argv: list[str]) -> int:
 
 def _report(argv: list[str]) -> int:
     from ..report.compare import compare
+    from ..report.formats import FORMATS
 
     parser = ArgumentParser(prog="ssd-train report", exit_on_error=False, description="Compares finished runs.")
     parser.add_argument("runs", nargs="+", type=str, help="folders that `ssd-train run` wrote")
-    parser.add_argument("--format", choices=["table", "markdown", "json"], default="table", help="how to print it")
+    parser.add_argument("--format", type=str, default="table", help=", ".join(FORMATS) + " (one page with its figure)")
+    parser.add_argument("--plot", type=str | None, default=None, help="also draw accuracy over tasks and BWT: "
+                        "FILE.png, .pdf or .svg")  # fmt: skip
     options = parse(parser, argv)
-    return compare([Path(p) for p in options.runs], options.format)
+    plot = None if options.plot is None else Path(options.plot)
+    return compare([Path(p) for p in options.runs], options.format, plot)
 
 
 def _eval(argv: list[str]) -> int:
@@ -130,6 +135,8 @@ def _sweep(argv: list[str]) -> int:
     mine, rest = split_options(own, argv)
     o = parse(own, mine)
     base = parse_settings(rest, methods=varied_methods(o.vary))
+    if "--validation" not in typed_options(rest):
+        base["validation"] = base["validation"] or SWEEP_VALIDATION
     out = Path(base["out"] or f"runs/sweep-{time.strftime('%Y%m%d-%H%M%S')}")
     workers, threads = o.workers, base["threads"] or 1
     if o.scheduler != "ray":

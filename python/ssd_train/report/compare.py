@@ -1,40 +1,62 @@
-"""`ssd-train report`: finished runs side by side."""
+"""`ssd-train report`: finished runs side by side, and paired differences over their seeds."""
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from ..errors import printable, say
+from ..errors import bad, say
+from ..plots import methods_over_tasks
 from ..run import results
+from .formats import FORMATS, render
 
-METRICS = {"accuracy": "accuracy", "accuracy_taw": "task known", "bwt": "BWT", "forgetting": "forgetting", "fwt": "FWT"}
+METRICS = ("accuracy", "accuracy_taw", "bwt", "forgetting", "fwt")
+PLOTS = (".png", ".pdf", ".svg")
 
 
-def compare(folders: list[Path], kind: str) -> int:
-    """Prints one line per run: what was trained, and each metric as mean +- standard deviation over its seeds."""
-    rows = [_row(folder, results.read(folder)) for folder in folders]
-    if kind == "json":
-        say(json.dumps(rows, indent=1))
-        return 0
-    header = ["run", "data", "method", "model", "R", "K", "epochs", "KL", "estimator", "seeds", *METRICS.values()]
-    cells = [[printable(_text(row[key])) for key in row] for row in rows]
-    if kind == "markdown":
-        say("| " + " | ".join(header) + " |")
-        say("|" + "---|" * len(header))
-        for line in cells:
-            say("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |")
-        return 0
-    table = Table(*header)
-    for line in cells:
-        table.add_row(*map(escape, line))
-    Console(width=None if Console().is_terminal else 200).print(table)
+def compare(folders: list[Path], kind: str, plot: Path | None = None) -> int:
+    """Prints one line per run: what was trained, and each metric as mean +- standard deviation over its seeds.
+
+    Runs of the same data, order and seeds as the first one are compared with it seed by seed.
+
+    Args:
+        kind: one of `formats.FORMATS`. plot: a figure of accuracy over tasks and of BWT, .png, .pdf or .svg.
+    """
+    if kind not in FORMATS:
+        raise bad("--format", kind, ", ".join(FORMATS))
+    if plot is not None and plot.suffix not in PLOTS:
+        raise bad("--plot", str(plot), f"a file that ends with {', '.join(PLOTS)}")
+    runs = [results.read(folder) for folder in folders]
+    rows = [_row(folder, run) for folder, run in zip(folders, runs)]
+    for row, run in zip(rows[1:], runs[1:]):
+        row["difference"] = difference(run, runs[0])
+    if plot is not None:
+        methods_over_tasks(runs, plot)
+    say(render(kind, rows, runs))
     return 0
+
+
+def difference(run: dict[str, Any], first: dict[str, Any]) -> dict[str, Any] | None:
+    """Accuracy and BWT minus the first run's, over the seeds that both have: mean, standard error, number of seeds.
+
+    None where the two were not trained on the same tasks. A standard error needs two seeds.
+    """
+    ours, theirs = ({r["seed"]: r for r in found["runs"]} for found in (run, first))
+    seeds = [s for s in ours if s in theirs and ours[s].get("order") == theirs[s].get("order")]
+    if run["data"]["sha256"] != first["data"]["sha256"] or not seeds:
+        return None
+    found: dict[str, Any] = {"seeds": seeds}
+    for name in ("accuracy", "bwt"):
+        pairs = [(ours[s].get(name), theirs[s].get(name)) for s in seeds]
+        values = [a - b for a, b in pairs if a is not None and b is not None]
+        mean = sum(values) / len(values) if values else None
+        error = None
+        if mean is not None and len(values) > 1:
+            variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
+            error = math.sqrt(variance / len(values))
+        found[name] = {"mean": mean, "se": error, "n": len(values)}
+    return found
 
 
 def _row(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
@@ -44,11 +66,3 @@ def _row(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
     row |= {"epochs": config["epochs"], "kl": config.get("kl") if "ssd" in run["method"] else None}
     row |= {"estimator": run["estimator"], "seeds": len(run["seeds"])}
     return row | {key: run[key] for key in METRICS}
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        if value["mean"] is None:
-            return "-"
-        return f"{value['mean']:.4f}" + ("" if value["std"] is None else f" +- {value['std']:.4f}")
-    return "-" if value is None else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,8 @@ def draw(kind: str, title: str, trained: list[Trained], path: Path) -> None:
                 item = trained[0]
                 points, snapshots = history(item.jobs[0])
                 probe = min(item.jobs[0].config.probe_size, item.results[0]["data"]["n_test"])
+                one = rf"(seed {item.results[0]['runs'][0]['seed']} of \1\2"
+                heading = _wrapped(re.sub(r"\((\d+) seeds?([;)])", one, title, count=1), 95) + "\n"
                 plots.neuron_heatmap(item.results[0], snapshots, points.tolist(), probe, target, heading)
             case "tasks":
                 item = trained[0]
@@ -143,10 +146,12 @@ def _surface(title: str, trained: list[Trained], path: Path) -> None:
     left.view_init(elev=28, azim=-125)
     figure.colorbar(surface, ax=left, shrink=0.65, pad=0.1, label="accuracy")
     right = figure.add_subplot(1, 2, 2)
-    for row, t in zip(index, temperatures):
-        right.errorbar(alphas, mean[row], yerr=std[row], marker="o", capsize=3, label=f"T {t:g}")
+    gap = 0.012  # between lines that coincide
+    for place, (row, t) in enumerate(zip(index, temperatures)):
+        x = np.array(alphas) + gap * (place - (len(temperatures) - 1) / 2)
+        right.errorbar(x, mean[row], yerr=std[row], marker="os^Dvp*X"[place % 8], ms=5, capsize=3, label=f"T {t:g}")
     right.set_xticks(alphas)
-    right.set_xlabel("alpha, weight of the cross entropy")
+    right.set_xlabel("alpha, weight of the cross entropy (the lines of each T are set apart a little)")
     right.set_ylabel("accuracy after the last task")
     right.legend()
     figure.suptitle(_wrapped(title, 110), fontsize=10)
@@ -157,23 +162,30 @@ def _structure(title: str, item: Trained, path: Path) -> None:
     plt = plots.pyplot()
     points = curves(item)
     x, tasks = _epochs(item, points), _column(points[0], "task")
-    series = [("cosine of teacher's and student's addresses", _column(points, "cosine")),
-              ("Jaccard of the most frequent neurons", _column(points, "jaccard")),
-              ("KL(teacher || student)", _kl(item, points))]  # fmt: skip
+    series = [("cosine of teacher's and student's addresses", _column(points, "cosine"), 0.77, "above"),
+              ("Jaccard of the most frequent neurons", _column(points, "jaccard"), 0.81, "above"),
+              ("KL(teacher || student)", _kl(item, points), 0.2, "settles below")]  # fmt: skip
     figure, grid = plt.subplots(3, 1, figsize=(8, 7), sharex=True, layout="constrained")
-    for axes, (label, values) in zip(grid, series):
+    for axes, (label, values, paper, where) in zip(grid, series):
         if not label.startswith("Jaccard"):  # no teacher in task 0
             values = np.where(tasks == 0, np.nan, values)
         shown = np.isfinite(values).all(axis=0)
         for task in sorted(set(tasks)):  # a new task has a new teacher: its line starts anew
             part = shown & (tasks == task)
-            axes.plot(x[part], values[:, part].mean(axis=0), marker=".", lw=1.2, color="tab:blue")
+            inside = values[:, part]
+            mean = inside.mean(axis=0)
+            axes.plot(x[part], mean, marker=".", lw=1.2, color="tab:blue")
+            if len(values) > 1:
+                std = inside.std(axis=0, ddof=1)
+                axes.fill_between(x[part], mean - std, mean + std, alpha=0.25, lw=0, color="tab:blue")
+        axes.axhline(paper, color="tab:red", lw=0.9, ls=":", label=f"paper: {where} {paper:g} (from task 1)")
+        axes.legend(loc="best", fontsize=8)
         axes.set_title(label, fontsize=10)
         axes.set_xlim(0, x[-1])
         for border in range(1, int(tasks[-1]) + 1):
             axes.axvline(border * item.results[0]["config"]["epochs"], color="0.6", lw=0.8, ls="--")
-    grid[0].ticklabel_format(useOffset=False)
-    grid[1].set_ylim(0, 1.02)
+    for axes in grid[:2]:
+        axes.set_ylim(0, 1.02)
     grid[2].set_ylim(bottom=0)
     grid[2].set_xlabel("epoch (dashed: a new task begins)")
     figure.suptitle(_wrapped(title, 90), fontsize=10)
@@ -190,7 +202,9 @@ def _training(title: str, trained: list[Trained], path: Path) -> None:
         accuracy = _column(points, "train_accuracy").mean(axis=0)
         for task in sorted(set(tasks)):
             axes.plot(x[tasks == task], accuracy[tasks == task], marker=".", lw=1.2, label=f"task {int(task)}")
-        axes.set_xlabel("epoch")
+        for border in range(1, int(tasks[-1]) + 1):
+            axes.axvline(border * item.results[0]["config"]["epochs"], color="0.6", lw=0.8, ls="--")
+        axes.set_xlabel("epoch (dashed: a new task begins)")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_title(f"{item.results[0]['config']['epochs']} epochs per task", fontsize=10)
     grid.flat[0].set_ylabel("accuracy on the task's training data")
