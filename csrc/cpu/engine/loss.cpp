@@ -74,6 +74,39 @@ double hidden_distillation(const SdmlpTeacher& teacher, int64_t sample, const Sd
   return cfg.temperature * cfg.temperature * kl;
 }
 
+// What both directions of logit distillation need of one row; C entries each.
+struct LogitRow {
+  int64_t C, label;
+  const double *p, *soft, *q;  // exp of the logits, and of the softened logits; the teacher's q, or log q when reversed
+  double inverse, scale;       // 1 / sum p; weight of the cross-entropy
+  double soft_inverse, log_soft, kd;  // 1 / sum soft, log sum soft; weight of the distillation
+  float* gradient;
+
+  double cross_entropy(int64_t c) const { return scale * (p[c] * inverse - (c == label)); }
+};
+
+// KL(q || p_T) of a row, with the gradient of both losses; cross is sum q z / T.
+double forward_kl(const LogitRow& row, double cross, double neg_entropy) {
+  for (int64_t c = 0; c < row.C; ++c)
+    row.gradient[c] = static_cast<float>(row.cross_entropy(c) + row.kd * (row.soft[c] * row.soft_inverse - row.q[c]));
+  return neg_entropy - (cross - row.log_soft);
+}
+
+// KL(p_T || q) of a row, with the gradient of both losses.
+double reverse_kl(const LogitRow& row, const float* logits, double highest, double inverse_t) {
+  const auto ratio = [&](int64_t c) { return (logits[c] - highest) * inverse_t - row.log_soft - row.q[c]; };
+  double kl = 0;
+  for (int64_t c = 0; c < row.C; ++c) {
+    const double ps = row.soft[c] * row.soft_inverse;
+    kl += ps * ratio(c);
+  }
+  for (int64_t c = 0; c < row.C; ++c) {
+    const double ps = row.soft[c] * row.soft_inverse;
+    row.gradient[c] = static_cast<float>(row.cross_entropy(c) + row.kd * ps * (ratio(c) - kl));
+  }
+  return kl;
+}
+
 }  // namespace
 
 // CE and logit distillation of one row from its logits in y; their gradient goes to dy.
@@ -106,7 +139,6 @@ void SdmlpTrainer::Impl::logit_losses(const SdmlpEpoch& epoch, int which, int ba
     const double* q = teacher->targets + row.sample * C;
     for (int64_t c = 0; c < C && !cfg.reverse_kl; ++c) cross += q[c] * soft[c];
   }
-  double cross_reverse = 0;
   kernel.exp_rows(p, teacher ? 2 * C : C);
   double total = 0;
   for (int64_t c = 0; c < C; ++c) total += p[c];
@@ -114,33 +146,19 @@ void SdmlpTrainer::Impl::logit_losses(const SdmlpEpoch& epoch, int which, int ba
   const double scale = ce_weight / batch;
   const double inverse = 1.0 / total;
   row.kd_logits = row.kd_hidden = 0;
+  LogitRow of{C, label, p, soft, nullptr, inverse, scale, 0, 0, 0, gradient};
   if (!teacher) {
-    for (int64_t c = 0; c < C; ++c) gradient[c] = static_cast<float>(scale * (p[c] * inverse - (c == label)));
+    for (int64_t c = 0; c < C; ++c) gradient[c] = static_cast<float>(of.cross_entropy(c));
   } else {
-    const double* q = teacher->targets + row.sample * C;  // reverse: log q
     double soft_total = 0;
     for (int64_t c = 0; c < C; ++c) soft_total += soft[c];
-    const double log_soft = std::log(soft_total), soft_inverse = 1.0 / soft_total;
     const double t = cfg.temperature;
-    const double kd = (1 - cfg.alpha) * (1 - cfg.lam) * t / batch;
-    double kl;
-    if (!cfg.reverse_kl) {
-      kl = teacher->neg_entropy[row.sample] - (cross - log_soft);
-      for (int64_t c = 0; c < C; ++c)
-        gradient[c] =
-            static_cast<float>(scale * (p[c] * inverse - (c == label)) + kd * (soft[c] * soft_inverse - q[c]));
-    } else {
-      for (int64_t c = 0; c < C; ++c) {
-        const double ps = soft[c] * soft_inverse;
-        cross_reverse += ps * ((logits[c] - highest) * inverse_t - log_soft - q[c]);
-      }
-      kl = cross_reverse;
-      for (int64_t c = 0; c < C; ++c) {
-        const double ps = soft[c] * soft_inverse;
-        const double ratio = (logits[c] - highest) * inverse_t - log_soft - q[c];
-        gradient[c] = static_cast<float>(scale * (p[c] * inverse - (c == label)) + kd * ps * (ratio - kl));
-      }
-    }
+    of.q = teacher->targets + row.sample * C;
+    of.log_soft = std::log(soft_total);
+    of.soft_inverse = 1.0 / soft_total;
+    of.kd = (1 - cfg.alpha) * (1 - cfg.lam) * t / batch;
+    const double kl = cfg.reverse_kl ? reverse_kl(of, logits, highest, inverse_t)
+                                     : forward_kl(of, cross, teacher->neg_entropy[row.sample]);
     row.kd_logits = t * t * kl;
   }
   for (int64_t c = C; c < Cp; ++c) gradient[c] = 0.f;

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "engine/vector.h"
-#include "select/scan_bf16.h"
+#include "select/preselect.h"
 
 namespace ssd::cpu::SSD_LEVEL {
 namespace {
@@ -63,96 +63,37 @@ int prune(const int32_t* index, const float* bound, int n, const float* path_gab
 }
 
 #ifdef __AVX512BF16__
-constexpr int kPairs = 8;  // candidates that are scored together
+constexpr int64_t kStateBytes = (sizeof(RoundedInputs) + 63) / 64 * 64;  // the memory of its rows begins behind it
 
-struct Preselection {
-  RoundedRows rows;
-  const float* x;
-  uint32_t *block_pairs, *rounded;
-  float *limits, *gaba;
-};
-
-template <class T>
-SSD_INLINE T* take(char*& at, int64_t count) {
-  T* taken = reinterpret_cast<T*>(at);
-  at += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-  return taken;
-}
-
-SSD_INLINE char* lay_out(Preselection* p, char* at, int rows, int64_t D) {
-  const int64_t pairs = stored_pairs(D);
-  p->rows.pairs = take<uint32_t>(at, rows * pairs);
-  p->rows.errors = take<float>(at, rows);
-  p->rows.roundeds = take<float>(at, rows);
-  p->rows.certain = take<float>(at, rows);
-  p->limits = take<float>(at, rows);
-  p->gaba = take<float>(at, kBlockNeurons);
-  p->block_pairs = take<uint32_t>(at, kBlockNeurons * pairs);
-  p->rounded = take<uint32_t>(at, 16 * pairs);
-  return at;
-}
-
-int64_t preselect_bytes(int rows, int64_t D) {
-  Preselection p;
-  char* const begin = reinterpret_cast<char*>(uintptr_t{64});  // any address: only the distance counts
-  return (sizeof(Preselection) + 63) / 64 * 64 + (lay_out(&p, begin, rows, D) - begin);
-}
+int64_t preselect_bytes(int rows, int64_t D) { return kStateBytes + RoundedInputs::bytes(rows, D); }
 
 void preselect_load(void* state, const float* x, int rows, int64_t D) {
-  auto* p = static_cast<Preselection*>(state);
-  *p = Preselection();
-  lay_out(p, static_cast<char*>(state) + (sizeof(Preselection) + 63) / 64 * 64, rows, D);
-  p->x = x;
-  p->rows.rows = rows;
-  p->rows.size = D;
-  for (int r = 0; r < rows; ++r)
-    round_row(x + r * D, D, const_cast<uint32_t*>(p->rows.pairs) + r * stored_pairs(D), p->rows.errors + r,
-              p->rows.roundeds + r);
+  auto* inputs = static_cast<RoundedInputs*>(state);
+  inputs->place(static_cast<char*>(state) + kStateBytes, rows, D);
+  inputs->load(x, rows);
 }
 
 int preselect(void* state, const float* w, int neurons, int64_t next_bytes, const float* gaba, const float* floors,
               float gap, int32_t base, int32_t* row, int32_t* index, float* score, int64_t* candidates) {
-  auto* p = static_cast<Preselection*>(state);
-  const int64_t D = p->rows.size;
+  auto* inputs = static_cast<RoundedInputs*>(state);
+  const int64_t D = inputs->rows.size;
+  alignas(64) float inhibition[kBlockNeurons];
+  for (int j = 0; j < kBlockNeurons; ++j) inhibition[j] = gaba[j < neurons ? j : neurons - 1];
   RoundedBlock block;
-  block.pairs = p->block_pairs;
   block.neurons = neurons;
   block.scale = block.shift = nullptr;
-  block.inhibition = p->gaba;
-  for (int j = 0; j < kBlockNeurons; ++j) p->gaba[j] = gaba[j < neurons ? j : neurons - 1];
-  for (int r = 0; r < p->rows.rows; ++r) p->limits[r] = -gap;
-  p->rows.thresholds = floors;
-  round_block(w, D, D, p->rounded, &block);
-
-  int count = 0, queued = 0, row_of[kPairs], neuron_of[kPairs];
-  const auto flush = [&] {
-    const float* x[kPairs];
-    const float* from[kPairs];
-    for (int i = 0; i < kPairs; ++i) {
-      const int at = i < queued ? i : 0;
-      x[i] = p->x + row_of[at] * D;
-      from[i] = w + neuron_of[at] * D;
-    }
-    float exact[kPairs];
-    dot_pairs<kPairs>(x, from, D, exact);
-    for (int i = 0; i < queued; ++i) {
-      const float inhibition = gaba[neuron_of[i]] * floors[row_of[i]];
-      const float limit = inhibition - gap;
-      if (exact[i] <= limit) continue;
-      row[count] = row_of[i];
-      index[count] = base + neuron_of[i];
-      score[count++] = exact[i];
-    }
-    queued = 0;
-  };
-  auto candidate = [&](int r, int neuron) {
-    row_of[queued] = r;
-    neuron_of[queued++] = neuron;
-    ++*candidates;
-    if (queued == kPairs) flush();
-  };
-  scan_rounded(p->rows, block, p->limits, 1, reinterpret_cast<const char*>(w + neurons * D), next_bytes, candidate);
-  if (queued) flush();
+  block.inhibition = inhibition;
+  inputs->rows.thresholds = floors;
+  const float limit = -gap;  // one for all rows: they are 0 apart
+  int count = 0;
+  *candidates += inputs->scan(w, D, block, &limit, 0, reinterpret_cast<const char*>(w + neurons * D), next_bytes,
+                              [&](int r, int neuron, float exact) {
+                                const float inhibited = gaba[neuron] * floors[r];
+                                if (exact <= inhibited - gap) return;
+                                row[count] = r;
+                                index[count] = base + neuron;
+                                score[count++] = exact;
+                              });
   return count;
 }
 #endif
