@@ -63,7 +63,8 @@ class _Step:
         self.blocks, self.strips = _blocks(neurons, self.block_r), _blocks(inputs, self.block_d)
         self.partial = torch.zeros(7, self.blocks * self.strips, dtype=torch.float64, device=device)
         self.active = torch.zeros(neurons, dtype=torch.int32, device=device)
-        self.grad_w, self.grad_v = torch.zeros_like(trainer.weight), torch.zeros_like(trainer.v)
+        if y is not None:  # only a step that trains has gradients: at R = 1 000 000 they are a gigabyte
+            self.grad_w, self.grad_v = torch.zeros_like(trainer.weight), torch.zeros_like(trainer.v)
         # The output layer's importance and anchor as (R, C), copied before every epoch.
         self.pulls = () if penalty is None else (torch.zeros_like(trainer.v), torch.zeros_like(trainer.v))
         self.grad_hidden = self.place = None

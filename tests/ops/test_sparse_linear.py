@@ -228,8 +228,8 @@ def test_offsets_that_do_not_fit_are_refused(offsets, backend):
 @pytest.mark.parametrize(
     "values, indices, weight, message",
     [
-        (torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.int64), torch.ones(4, 9), "indices of activations must be int32"),
-        (torch.ones(2, 3), torch.zeros(2, 2, dtype=torch.int32), torch.ones(4, 9), "indices of activations must be int32"),
+        (torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.int64), torch.ones(4, 9), "indices of .* must be int32"),
+        (torch.ones(2, 3), torch.zeros(2, 2, dtype=torch.int32), torch.ones(4, 9), "indices of .* must be int32"),
         (torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.int32), torch.ones(9), "weight must be floating point"),
         (
             torch.ones(2, 3),
