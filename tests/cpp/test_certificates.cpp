@@ -249,6 +249,24 @@ void check_full_far_list(SimdLevel level) {
   CHECK(!l.certify(0));
 }
 
+// A neuron that becomes a mover after the snapshot: its records know nothing of it.
+void check_late_mover(SimdLevel level) {
+  Layer l(level, kNeurons, 1, 1, kWinners);
+  l.x[0] = 1;
+  const double gap = l.certificates.gap(), start = kThreshold - gap * (1 + 1e-6);
+  for (int64_t j = 0; j < kNeurons; ++j) l.place(j, 0, j <= kWinners ? kThreshold : .02);
+  l.place(kFollower, 0, start);
+  l.begin();
+  l.snapshot();
+  l.scan(0);
+  l.place(kFollower, 0, start + (Certificates::kMoves + Certificates::kFar) / 2 * gap);
+  l.moved({kFollower});
+  l.begin_epoch();  // it has moved enough for a mover, too little for the far list
+  l.place(kFollower, 0, kThreshold * (1 + 1e-6));
+  l.moved({kFollower});
+  CHECK(l.certify(0));
+}
+
 // Many neurons to and fro on one line, records of many ages, movers that come and go, rising coefficients: with one
 // input every bound is as tight as the triangle inequality.
 void check_wandering(SimdLevel level, uint64_t seed, int64_t inputs, float least) {
@@ -316,6 +334,7 @@ int main() {
     check_negative_coefficients(level);
     check_far(level);
     check_full_far_list(level);
+    check_late_mover(level);
     for (uint64_t seed = 1; seed <= 3; ++seed) {
       for (const int64_t inputs : {1, 3}) {
         for (const float least : {0.f, .5f, -.3f}) check_wandering(level, seed, inputs, least);
