@@ -5,23 +5,13 @@ from __future__ import annotations
 import torch
 
 from .. import _native
+from .._pointers import DTYPES, address, adjacent, row_stride
 from ..sparse_linear.cpu import columns_adjacent
-
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # ssd::cpu::Dtype
 
 
 def _matrix(tensor: torch.Tensor) -> torch.Tensor:
     """(..., D) as (B, D) with adjacent columns; a copy only where the layout asks for one."""
-    tensor = tensor.detach().reshape(-1, tensor.shape[-1])
-    return tensor if tensor.stride(1) == 1 or tensor.shape[1] == 1 else tensor.contiguous()
-
-
-def _stride(matrix: torch.Tensor) -> int:
-    return matrix.stride(0) if matrix.shape[0] > 1 else matrix.shape[1]
-
-
-def _address(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+    return adjacent(tensor.detach().reshape(-1, tensor.shape[-1]))
 
 
 def forward(
@@ -47,10 +37,10 @@ def forward(
     indices = torch.empty(*lead, k, dtype=torch.int32)
     threshold = torch.empty(lead, dtype=x.dtype)
     _native.cpu_module()[0].topk_linear_forward(
-        _DTYPES[x.dtype], len(rows), rows.shape[1], neurons, k, rows.data_ptr(), _stride(rows),
-        weight.data_ptr(), weight.stride(1) if transposed else _stride(weight), _address(bias), activation == "relu",
+        DTYPES[x.dtype], len(rows), rows.shape[1], neurons, k, rows.data_ptr(), row_stride(rows),
+        weight.data_ptr(), weight.stride(1) if transposed else row_stride(weight), address(bias), activation == "relu",
         normalize != "none", normalize == "both", inhibition, values.data_ptr(), indices.data_ptr(),
-        threshold.data_ptr(), transposed, _address(chosen), _address(scale), activation == "abs",
+        threshold.data_ptr(), transposed, address(chosen), address(scale), activation == "abs",
         torch.get_num_threads(), _native.simd_level(),
     )  # fmt: skip
     return values, indices, threshold
@@ -78,7 +68,7 @@ def backward(
     weight = weight.detach() if transposed else _matrix(weight)
     k = values.shape[-1]
     grad_values, values, indices = grad_values.detach().contiguous(), values.contiguous(), indices.contiguous()
-    dtype, masked, pairs = _DTYPES[x.dtype], activation == "relu" or inhibition, values.numel()
+    dtype, masked, pairs = DTYPES[x.dtype], activation == "relu" or inhibition, values.numel()
     order = torch.empty(pairs, dtype=torch.int64)
     rows = torch.empty(pairs, dtype=torch.int64)
     starts = torch.empty(pairs + 1, dtype=torch.int64)
@@ -96,10 +86,10 @@ def backward(
             grad_weight = torch.zeros((inputs, neurons) if transposed else (neurons, inputs), dtype=x.dtype)
     grad_bias = torch.zeros(neurons, dtype=x.dtype) if need_bias else None
     native.topk_linear_backward(
-        dtype, len(x), inputs, neurons, k, active, grad_values.data_ptr(), x.data_ptr(), _stride(x),
-        weight.data_ptr(), weight.stride(1) if transposed else _stride(weight), values.data_ptr(), indices.data_ptr(),
-        masked, order.data_ptr(), rows.data_ptr(), starts.data_ptr(), normalize != "none", normalize == "both",
-        _address(grad_x), _address(grad_weight), _address(grad_rows), _address(grad_bias),
+        dtype, len(x), inputs, neurons, k, active, grad_values.data_ptr(), x.data_ptr(), row_stride(x),
+        weight.data_ptr(), weight.stride(1) if transposed else row_stride(weight), values.data_ptr(),
+        indices.data_ptr(), masked, order.data_ptr(), rows.data_ptr(), starts.data_ptr(), normalize != "none", normalize == "both",
+        address(grad_x), address(grad_weight), address(grad_rows), address(grad_bias),
         transposed, torch.get_num_threads(), _native.simd_level(),
     )  # fmt: skip
     if grad_weight is not None and transposed:
