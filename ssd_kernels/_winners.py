@@ -13,7 +13,7 @@ from torch.nn import functional
 _KEEP = frozenset(
     {functional.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, Tensor.clone, torch.clone, Tensor.contiguous,
      Tensor.detach, torch.detach, Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.cpu,
-     Tensor.data.__get__}  # type: ignore[attr-defined]
+     Tensor.data.__get__}
 )  # fmt: skip
 # They read no value, or belong to autograd.
 _NO_VALUES = frozenset(

@@ -23,7 +23,8 @@ SUFFIXES = {".h", ".inl", ".cpp", ".cu", ".cuh"}
 native_files = sorted(path for path in CSRC.rglob("*") if path.suffix in SUFFIXES)
 kernel_modules = sorted(KERNELS.rglob("*.py"))
 train_modules = sorted(TRAIN.rglob("*.py"))
-operation_folders = sorted(path.parent for path in KERNELS.glob("*/__init__.py"))
+# sae holds adapters and models on top of the operations.
+operation_folders = sorted(path.parent for path in KERNELS.glob("*/__init__.py") if path.parent.name != "sae")
 
 
 def name_of(path: Path) -> str:

@@ -1,0 +1,5 @@
+"""Top-K autoencoders: `accelerate` makes models of four public packages fast."""
+
+from .accelerate import accelerate
+
+__all__ = ["accelerate"]
