@@ -13,14 +13,17 @@ from . import ops as ops  # registers the operations
 from . import reference
 
 
-def sparse_linear(activations: TopK | Rows, weight: Tensor, *, backend: Backend = "auto") -> Tensor:
+def sparse_linear(
+    activations: TopK | Rows | torch.return_types.topk, weight: Tensor, *, backend: Backend = "auto"
+) -> Tensor:
     """Linear layer on sparse activations: y_b = sum over the entries of sample b of value * weight[:, index].
 
     The cost is that of the entries, not of R. A weight that is the transpose of a contiguous (R, C) tensor is read
     fastest; the gradient has the layout of the weight.
 
     Args:
-        activations: TopK with values (..., K), or Rows over B samples; no neuron twice in a sample.
+        activations: TopK with values (..., K), or Rows over B samples; or what torch.topk gives in the last dimension.
+            No neuron twice in a sample.
         weight: (C, R) float, the dtype of the values.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
@@ -37,8 +40,11 @@ def sparse_linear(activations: TopK | Rows, weight: Tensor, *, backend: Backend 
         >>> sparse_linear(activations, torch.tensor([[1.0, 10.0, 100.0]]))
         tensor([[20.]])
     """
+    if isinstance(activations, torch.return_types.topk):
+        found, places = activations
+        activations = TopK(found, places.to(torch.int32), found[..., 0].detach())
     if not isinstance(activations, TopK | Rows):
-        raise ValueError(f"activations must be TopK or Rows, got {type(activations).__name__}")
+        raise ValueError(f"activations must be TopK, Rows or torch.topk's result, got {type(activations).__name__}")
     _checks.dense("values", activations.values)
     _checks.dense("weight", weight)
     values, weight = _autocast.cast(activations.values, weight)

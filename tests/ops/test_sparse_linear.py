@@ -246,5 +246,15 @@ def test_errors_name_the_argument_and_what_is_allowed(values, indices, weight, m
 
 
 def test_dense_activations_are_refused():
-    with pytest.raises(ValueError, match="activations must be TopK or Rows, got Tensor"):
+    with pytest.raises(ValueError, match=r"activations must be TopK, Rows or torch\.topk.s result, got Tensor"):
         sparse_linear(torch.ones(2, 9), torch.ones(4, 9))
+
+
+def test_what_torch_topk_gives() -> None:
+    scores, weight = make(5, 30, seed=1).requires_grad_(), make(7, 30, seed=2).requires_grad_()
+    dense = torch.zeros(5, 30).scatter(-1, scores.topk(4).indices, scores.topk(4).values)
+    results = [sparse_linear(scores.topk(4), weight), dense @ weight.T]
+    grads = [torch.autograd.grad(y.square().sum(), (scores, weight)) for y in results]
+    torch.testing.assert_close(*results)
+    for ours, theirs in zip(*grads):
+        torch.testing.assert_close(ours, theirs)

@@ -92,6 +92,7 @@ def test_dictionary_learning(kind, batches):
 
 @pytest.mark.parametrize("rescale", [True, False])
 def test_sae_lens(rescale, batches):
+    pytest.importorskip("sae_lens")
     lens = pytest.importorskip("sae_lens.saes.topk_sae")
     base = pytest.importorskip("sae_lens.saes.sae")
 
