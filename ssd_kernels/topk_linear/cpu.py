@@ -88,9 +88,9 @@ def backward(
     native.topk_linear_backward(
         dtype, len(x), inputs, neurons, k, active, grad_values.data_ptr(), x.data_ptr(), row_stride(x),
         weight.data_ptr(), weight.stride(1) if transposed else row_stride(weight), values.data_ptr(),
-        indices.data_ptr(), masked, order.data_ptr(), rows.data_ptr(), starts.data_ptr(), normalize != "none", normalize == "both",
-        address(grad_x), address(grad_weight), address(grad_rows), address(grad_bias),
-        transposed, torch.get_num_threads(), _native.simd_level(),
+        indices.data_ptr(), masked, order.data_ptr(), rows.data_ptr(), starts.data_ptr(),
+        normalize != "none", normalize == "both", address(grad_x), address(grad_weight), address(grad_rows),
+        address(grad_bias), transposed, torch.get_num_threads(), _native.simd_level(),
     )  # fmt: skip
     if grad_weight is not None and transposed:
         grad_weight = grad_weight.t()
