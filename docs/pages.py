@@ -7,6 +7,7 @@ pages; links to other files of the repository become plain text.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import posixpath
@@ -14,7 +15,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import ssd_train
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from ssd_train.cli.main import USAGE, main
@@ -37,6 +40,11 @@ KERNELS = """# ssd_kernels
 Operations and modules for networks with Top-K sparse layers.
 Letters: B batch, D inputs, R neurons, K winners, C classes, n distilled neurons, T temperature.
 """
+TRAIN = """# ssd_train
+
+Trains SDMLP and SSD on class-incremental tasks. The settings of a `TrainConfig` with their defaults are the options of
+[`ssd-train run`](commands.md#ssd-train-run).
+"""
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -54,6 +62,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for image in images:
             files.append(File.generated(config, image, abs_src_path=str(ROOT / image)))
     files.append(File.generated(config, "kernels.md", content=interface(ssd_kernels, KERNELS)))
+    files.append(File.generated(config, "train.md", content=interface(ssd_train, TRAIN)))
     files.append(File.generated(config, "commands.md", content=commands()))
     return files
 
@@ -65,8 +74,16 @@ def interface(package: ModuleType, head: str) -> str:
     classes = [member for member in members if isinstance(member, type)]
     lines = [head]
     for title, group in (("Functions", functions), ("Classes", classes)):
-        lines += [f"## {title}", "", *(f"::: {each.__module__}.{each.__qualname__}\n" for each in group)]
+        lines += [f"## {title}", "", *map(entry, group)]
     return "\n".join(lines)
+
+
+def entry(member: Any) -> str:
+    """Its docstring and signature; the fields of a long dataclass are listed elsewhere."""
+    lines = [f"::: {member.__module__}.{member.__qualname__}"]
+    if dataclasses.is_dataclass(member) and len(dataclasses.fields(member)) > 20:
+        lines += ["    options:", "      show_signature: false", "      merge_init_into_class: false"]
+    return "\n".join([*lines, ""])
 
 
 def page_of(source: str, page: str) -> tuple[str, list[str]]:

@@ -62,7 +62,9 @@ import torch
 from torch import Tensor
 
 import ssd_kernels
+import ssd_train
 from ssd_kernels import Rows, SDMLPEngine, SparseTopKLinear, TopK
+from ssd_train import Batch, Loss, Method, TaskContext, TrainConfig
 
 x, weight = torch.randn(4, 8), torch.randn(16, 8)
 top: TopK = ssd_kernels.topk_linear(x, weight, 2, activation="relu", backend="auto")
@@ -79,6 +81,16 @@ counts: Tensor = ssd_kernels.activation_counts(rows, 16)
 engine = SDMLPEngine(weight, torch.randn(3, 16), counts, k=2, gaba_switch=None, scan="exhaustive")
 loss_of_epoch: float = engine.train_epoch(x, counts[:4], counts[:4]).loss
 
+
+class Mine(Method):
+    def before_task(self, context: TaskContext) -> None:
+        self.stage: int = context.stage
+
+result: ssd_train.Result = ssd_train.train(TrainConfig(method="sdmlp", neurons=100, k=5, epochs=1))
+accuracy: float = result.accuracy_matrix[0, -1].mean()
+logits: Tensor = ssd_train.load_model("model.safetensors")(x).logits
+
+ssd_train.train("digits")  # refused
 ssd_kernels.topk_linear(x, weight, 2, activation="gelu")  # refused
 ssd_kernels.gaba_linear(x, weight, 2, torch.ones(16)).offsets  # refused
 SparseTopKLinear(8, 16, k="2")  # refused

@@ -93,6 +93,7 @@ def train(config: TrainConfig | Mapping[str, Any], data: Dataset | None = None,
     curves = [t.curves.arrays() for t in trainers]
     metrics = {name: summary[name] for name in ("accuracy", "accuracy_taw", "bwt", "forgetting", "fwt")}
     models = [t.model for t in trainers]
+    assert config.out is not None
     return Result(np.array(matrix, dtype=np.float64), metrics, curves, models, summary, Path(config.out), temporary)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import itertools
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import ssd_kernels
 from ssd_kernels import Rows, TopK
+from ssd_kernels._types import Backend
 
 from .errors import BadInput
 
@@ -52,6 +53,7 @@ class Network(nn.Module):
 
     kind: ClassVar[str]
     sparse_grad = False
+    backend: Backend = "auto"
 
     @property
     def counters(self) -> list[Tensor]:
@@ -91,7 +93,7 @@ class SDMLP(Network):
 
     def __init__(
         self, dim: int, classes: int, neurons: int, k: int, *, layers: int = 1, gaba_switch: float | None = None,
-        topk: str = "gaba", backend: str = "auto",
+        topk: Literal["gaba", "mask"] = "gaba", backend: Backend = "auto",
     ) -> None:  # fmt: skip
         super().__init__()
         if not 1 <= k < neurons:
@@ -125,7 +127,7 @@ class SDMLP(Network):
         for i in range(len(self.weights)):
             if layers:
                 x = x / x.norm(dim=1, keepdim=True).clamp_min(EPS)
-            h = self.activate(i, x, "dense")
+            h = _dense(self.activate(i, x, "dense"), len(self.weights[i]))
             layers.append(Layer((f"weights.{i}",), x, h, h.detach() > 0))
             x = h
         return [*layers, Layer(("output_weight",), x, x @ self.output_weight.T, None)]
@@ -157,14 +159,14 @@ class SDMLP(Network):
             logits = hidden[-1] @ self.output_weight.T
         return Output(logits, hidden)
 
-    def activate(self, layer: int, x: Tensor, kind: str | None = None) -> Rows | Tensor:
+    def activate(self, layer: int, x: Tensor, kind: Literal["rows", "dense"] | None = None) -> Rows | Tensor:
         """The activations of one hidden layer for its normalised inputs x: (B, D).
 
         Args:
             kind: `rows` or `dense`, (B, R); None takes what is faster, which only the counters decide.
         """
         weight, counts = self.weights[layer], self.counts[layer]
-        options = {"sparse_grad": self.sparse_grad and kind is None, "backend": self.backend}
+        options: dict[str, Any] = {"sparse_grad": self.sparse_grad and kind is None, "backend": self.backend}
         if self.topk == "mask":
             rows = _sorted_rows(ssd_kernels.topk_linear(x, weight, self.k, **options))
             return _dense(rows, len(weight)) if kind == "dense" else rows
@@ -235,7 +237,8 @@ def _sorted_rows(top: TopK) -> Rows:
 
 
 def build_model(kind: str, *, dim: int, classes: int, neurons: int, layers: int, k: int, gaba_switch: float | None,
-                backend: str, dtype: torch.dtype, device: str, topk: str = "gaba") -> Network:  # fmt: skip
+                backend: Backend, dtype: torch.dtype, device: str,
+                topk: Literal["gaba", "mask"] = "gaba") -> Network:  # fmt: skip
     """A fresh network from the global random state. The fp32 draw is the same for every dtype and device."""
     if kind == "relu":
         model: Network = ReLUMLP(dim, classes, neurons, layers=layers)

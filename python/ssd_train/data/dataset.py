@@ -49,7 +49,7 @@ class Dataset:
     def dim(self) -> int:
         return self.x_train.shape[1]
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         """The `data` entry of results.json."""
         return {
             "name": self.name,
