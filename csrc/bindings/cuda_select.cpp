@@ -1,6 +1,7 @@
-// Selection from scores.
+// Selection from scores, and the fused forward of topk_linear.
 #include "cuda.h"
 #include "ssd/threshold_select_cuda.h"
+#include "ssd/topk_linear_cuda.h"
 
 namespace py = pybind11;
 
@@ -30,6 +31,43 @@ void threshold_select(int score_dtype, int dtype, int64_t batch, int64_t neurons
   check_launch(cuda::threshold_select(p));
 }
 
+int64_t topk_linear_parts(int64_t batch, int64_t neurons, int64_t k, int device) {
+  int64_t parts;
+  check_launch(cuda::topk_linear_parts(batch, neurons, k, device, &parts));
+  return parts;
+}
+
+void topk_linear(int dtype, int64_t batch, int64_t inputs, int64_t neurons, int64_t k, Address x, int64_t x_stride,
+                 Address weight, int64_t weight_stride, Address bias, Address x_scale, Address weight_scale,
+                 Address x_norms, Address weight_norm_most, bool relu, bool inhibition, int64_t parts, Address lists,
+                 Address values, Address indices, Address threshold, int device, Address stream) {
+  cuda::TopkLinearParams p = {};
+  p.dtype = dtype_of(dtype);
+  p.batch = batch;
+  p.inputs = inputs;
+  p.neurons = neurons;
+  p.k = k;
+  p.x = on_device<const void>(x);
+  p.x_stride = x_stride;
+  p.weight = on_device<const void>(weight);
+  p.weight_stride = weight_stride;
+  p.bias = on_device<const void>(bias);
+  p.x_scale = on_device<const float>(x_scale);
+  p.weight_scale = on_device<const float>(weight_scale);
+  p.x_norms = on_device<const float>(x_norms);
+  p.weight_norm_most = on_device<const float>(weight_norm_most);
+  p.relu = relu;
+  p.inhibition = inhibition;
+  p.parts = parts;
+  p.lists = on_device<uint64_t>(lists);
+  p.values = on_device<void>(values);
+  p.indices = on_device<int32_t>(indices);
+  p.threshold = on_device<void>(threshold);
+  p.device = device;
+  p.stream = on_device<void>(stream);
+  check_launch(cuda::topk_linear(p));
+}
+
 }  // namespace
 
 void bind_cuda_select(py::module_& m) {
@@ -38,6 +76,14 @@ void bind_cuda_select(py::module_& m) {
         arg("neurons"), arg("k"), arg("scores"), arg("row_stride"), arg("column_stride"), arg("x_scale"),
         arg("weight_scale"), arg("bias"), arg("relu"), arg("inhibition"), arg("values"), arg("indices"),
         arg("threshold"), arg("device"), arg("stream"), py::call_guard<py::gil_scoped_release>());
+  m.attr("most_selected") = cuda::kMostSelected;
+  m.attr("most_fused_winners") = cuda::kMostFusedWinners;
+  m.def("topk_linear_parts", &topk_linear_parts, py::kw_only(), arg("batch"), arg("neurons"), arg("k"), arg("device"));
+  m.def("topk_linear", &topk_linear, py::kw_only(), arg("dtype"), arg("batch"), arg("inputs"), arg("neurons"), arg("k"),
+        arg("x"), arg("x_stride"), arg("weight"), arg("weight_stride"), arg("bias"), arg("x_scale"),
+        arg("weight_scale"), arg("x_norms"), arg("weight_norm_most"), arg("relu"), arg("inhibition"), arg("parts"),
+        arg("lists"), arg("values"), arg("indices"), arg("threshold"), arg("device"), arg("stream"),
+        py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace ssd::bindings

@@ -318,6 +318,16 @@ inline uint16_t half_bits(float value) {
   return static_cast<uint16_t>(sign | static_cast<uint32_t>((power + 14) * 1024 + steps));
 }
 
+inline uint32_t pack_bf16(float low, float high) {
+  uint32_t pair = 0;
+  for (int i = 0; i < 2; ++i) {
+    const float value = i ? high : low;
+    const uint32_t bits = float_bits(value);
+    pair |= (value != value ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16) << 16 * i;
+  }
+  return pair;
+}
+
 inline const char* use_device(int) { return nullptr; }
 inline const char* multiprocessors(int, int* count) {
   *count = 2;

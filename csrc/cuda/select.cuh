@@ -3,7 +3,7 @@
 // Keys of different neurons differ, so the K largest are one definite set, whatever the order in which they came.
 //
 // A list in shared memory takes every key that reaches the limit, and is cut to the `keep` largest before it could
-// overflow; nothing is ever dropped. The cut finds the keep-th largest by 8-bit digits from the top, and stops at the
+// overflow; nothing is ever dropped. A cut finds the keep-th largest by 8-bit digits from the top, and stops at the
 // first digit whose bucket is wanted whole.
 #pragma once
 
@@ -72,14 +72,15 @@ struct BlockGroup {
 // What a cut needs in shared memory, one per group.
 struct CutState {
   Array<unsigned, 256> bins;
-  unsigned digit, rest, inside, kept;
+  unsigned digit, rest, inside, kept, smallest;
 };
 
 // The place of `wanted` among the keys that come after `*count`, for every lane that wants one. All lanes take part.
 SSD_DEVICE unsigned append_place(unsigned* count, bool wanted) {
   const unsigned who = ballot(wanted), lane = threadIdx.x % 32;
+  if (!who) return 0;
   unsigned base = 0;
-  if (lane == 0 && who) base = atomic_add(count, static_cast<unsigned>(count_ones(who)));
+  if (lane == 0) base = atomic_add(count, static_cast<unsigned>(count_ones(who)));
   base = shuffle(base, 0);
   return base + static_cast<unsigned>(count_ones(who & ((1u << lane) - 1u)));
 }
@@ -108,10 +109,10 @@ SSD_DEVICE void find_digit(CutState& s, unsigned rest) {
   }
 }
 
-// Keeps the `keep` largest of keys[0 .. count), unordered, in front, keep < count. Returns a lower bound of them that
-// no other key of the list reaches. What the list holds must be ordered before, and is afterwards, for the group.
+// A lower bound that exactly the `keep` largest of keys[0 .. count) reach, keep <= count, as coarse as its first digits
+// allow. The list must be ordered before for the group.
 template <class Group, int kBits, class K>
-SSD_DEVICE K cut_keys(CutState& s, K* keys, int count, int keep) {
+SSD_DEVICE K find_bound(CutState& s, const K* keys, int count, int keep) {
   const int rank = Group::rank();
   K mask = 0, bound = 0;
   unsigned rest = static_cast<unsigned>(keep);
@@ -122,23 +123,52 @@ SSD_DEVICE K cut_keys(CutState& s, K* keys, int count, int keep) {
       if ((keys[i] & mask) == bound) atomic_add(&s.bins[static_cast<int>(keys[i] >> shift) & 255], 1u);
     Group::sync();
     if (rank < 32) find_digit(s, rest);
-    if (rank == 0) s.kept = 0;
     Group::sync();
     mask |= static_cast<K>(255) << shift;
     bound |= static_cast<K>(s.digit) << shift;
     rest = s.rest;
     if (s.inside == rest) break;
   }
+  return bound;
+}
+
+// Moves the keys that reach `bound` to the front, unordered, and returns how many they are. `*smallest` becomes the
+// least of their top 32 bits. The list must be ordered before, and is afterwards, for the group.
+template <class Group, int kBits, class K>
+SSD_DEVICE int compact(CutState& s, K* keys, int count, K bound, uint32_t* smallest) {
+  const int rank = Group::rank();
+  if (rank == 0) {
+    s.kept = 0;
+    s.smallest = 0xffffffffu;
+  }
+  unsigned least = 0xffffffffu;
   for (int begin = 0; begin < count; begin += Group::kSize) {
     const int i = begin + rank;
     const K key = i < count ? keys[i] : 0;
     Group::sync();  // a chunk is read before any of it is overwritten: places never lie beyond it
     const bool wanted = i < count && key >= bound;
     const unsigned place = append_place(&s.kept, wanted);
-    if (wanted) keys[place] = key;
+    if (!wanted) continue;
+    keys[place] = key;
+    const uint32_t top = static_cast<uint32_t>(key >> (kBits - 32));
+    least = top < least ? top : least;
   }
+  least = reduce_min(least);
+  if (rank % 32 == 0) atomic_min(&s.smallest, least);
   Group::sync();
-  return bound;
+  const int kept = static_cast<int>(s.kept);
+  *smallest = s.smallest;
+  Group::sync();  // both have been read
+  return kept;
+}
+
+// Keeps the `keep` largest of keys[0 .. count) in front, keep <= count. Returns a lower bound of them.
+template <class Group, int kBits, class K>
+SSD_DEVICE K cut_keys(CutState& s, K* keys, int count, int keep) {
+  uint32_t smallest;
+  const K bound = find_bound<Group, kBits>(s, keys, count, keep);
+  compact<Group, kBits>(s, keys, count, bound, &smallest);
+  return static_cast<K>(smallest) << (kBits - 32);
 }
 
 // Calls give(rank, key) for each of keys[0 .. count), rank 0 the largest. Each key is compared with all others.
