@@ -2,6 +2,9 @@
 
 Written and checked by tests/native_stub.py; what the arguments are stands in csrc/bindings."""
 
+most_fused_winners: int
+most_selected: int
+
 def activation_counts(
     *, dtype: int, batch: int, neurons: int, values: int, row_stride: int, column_stride: int, indices: int,
     counts: int, device: int, stream: int
@@ -27,6 +30,12 @@ def through_norm(
     device: int, stream: int
 ) -> None: ...
 def top_n(*, neurons: int, n: int, counts: int, stride: int, selected: int, device: int, stream: int) -> None: ...
+def topk_linear(
+    *, dtype: int, batch: int, inputs: int, neurons: int, k: int, x: int, x_stride: int, weight: int,
+    weight_stride: int, bias: int, x_scale: int, weight_scale: int, x_norms: int, weight_norm_most: int, relu: bool,
+    inhibition: bool, parts: int, lists: int, values: int, indices: int, threshold: int, device: int, stream: int
+) -> None: ...
+def topk_linear_parts(*, batch: int, neurons: int, k: int, device: int) -> int: ...
 def weighted_sums(
     *, dtype: int, wide_out: bool, sums: int, columns: int, starts: int, per_sum: int, order: int, factors: int,
     mask: int, indices: int, samples: int, per_row: int, row_scale: int, rows: int, row_stride: int, column_stride: int,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._library import register, register_backward
-from . import cpu, reference
+from . import cpu, cuda, reference
 
 
 def _triton_kernel():
@@ -16,12 +16,19 @@ def _triton_kernel():
     return triton_kernel
 
 
+def _rows_kernels(backend: str):
+    """The module that holds rows_backward of a backend."""
+    return {"cpu": cpu, "cuda": cuda}.get(backend) or _triton_kernel()
+
+
 def _dense_fwd(x: Tensor, weight: Tensor, g: Tensor, k: int, sparse_grad: bool, backend: str) -> tuple[Tensor, Tensor]:
     match backend:
         case "cpu":
             return cpu.dense(x, weight, g, k)
         case "triton":
             return _triton_kernel().dense(x, weight, g, k)
+        case "cuda":
+            return cuda.dense(x, weight, g, k)
         case _:
             return reference.gaba_linear(x, weight, g, k)
 
@@ -60,6 +67,8 @@ def _rows_fwd(
         return cpu.rows(x, weight, g, k)
     if backend == "triton":
         return _triton_kernel().rows(x, weight, g, k)
+    if backend == "cuda":
+        return cuda.rows(x, weight, g, k)
     h, threshold = reference.gaba_linear(x, weight, g, k)
     return (*reference.dense_to_rows(h), threshold)
 
@@ -85,8 +94,8 @@ def _rows_bwd(
     need_weight: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    if backend in ("cpu", "triton"):
-        kernels = cpu if backend == "cpu" else _triton_kernel()
+    if backend in ("cpu", "triton", "cuda"):
+        kernels = _rows_kernels(backend)
         grad_x, _, grad_weight = kernels.rows_backward(
             grad_values, values, indices, offsets, x, weight, need_x, need_weight
         )
@@ -110,8 +119,8 @@ def _rows_sparse_bwd(
     need_x: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if backend in ("cpu", "triton"):
-        kernels = cpu if backend == "cpu" else _triton_kernel()
+    if backend in ("cpu", "triton", "cuda"):
+        kernels = _rows_kernels(backend)
         return kernels.rows_backward(grad_values, values, indices, offsets, x, weight, need_x, True, as_rows=True)
     grad_x, grad_weight = _rows_bwd(grad_values, values, indices, offsets, x, weight, need_x, True, backend)
     neurons = torch.unique(indices[~(values <= 0)].long())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._library import register, register_backward
-from . import cpu, reference
+from . import cpu, cuda, reference
 
 
 def check_indices(indices: Tensor, width: int) -> None:
@@ -34,6 +34,8 @@ def _fwd(values: Tensor, indices: Tensor, offsets: Tensor | None, weight: Tensor
         from . import triton_kernel
 
         return triton_kernel.forward(values, indices, offsets, weight)
+    if backend == "cuda":
+        return cuda.forward(values, indices, offsets, weight)
     return reference.sparse_linear(values, indices, offsets, weight)
 
 
@@ -52,12 +54,14 @@ def _bwd(
     need_weight: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    if backend in ("cpu", "triton"):
+    if backend in ("cpu", "triton", "cuda"):
         grad_values = values.new_empty(values.shape if need_values else 0)
         grad_weight = like_weight(weight) if need_weight else weight.new_empty(0)
         wanted = (grad_values if need_values else None, grad_weight if need_weight else None)
         if backend == "cpu":
             cpu.backward(grad_y, values, indices, offsets, weight, *wanted)
+        elif backend == "cuda":
+            cuda.backward(grad_y, values, indices, offsets, weight, *wanted)
         else:
             from . import triton_kernel
 

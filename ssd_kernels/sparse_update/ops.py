@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._library import register
-from . import cpu, reference
+from . import cpu, cuda, reference
 
 _LONGEST_STEP = 1e38  # beyond it a weight may leave float32
 
@@ -58,6 +58,8 @@ def update(
         from . import triton_kernel
 
         return triton_kernel.sparse_update(weight, rows, grad_rows, lr * scale, factor, clamp, renormalise)
+    if backend == "cuda":
+        return cuda.sparse_update(weight, rows, grad_rows, lr * scale, factor, clamp, renormalise)
     step = lr * scale if factor is None else lr * scale * factor.double().reshape(())
     new, movement = reference.sparse_update(weight, rows, grad_rows, step, clamp, renormalise)
     weight.index_copy_(0, rows, new)

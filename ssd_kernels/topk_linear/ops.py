@@ -5,6 +5,7 @@ Autocast is applied by api.py, because its dtype is a setting of the caller and 
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -27,6 +28,15 @@ _BWD_ROWS = f"({_BWD_ARGUMENTS}) -> (Tensor grad_x, Tensor rows, Tensor grad_row
 torch.library.define("ssd_kernels::topk_linear_fwd", _FWD)
 torch.library.define("ssd_kernels::topk_linear_bwd", _BWD)
 torch.library.define("ssd_kernels::topk_linear_bwd_rows", _BWD_ROWS)
+
+
+def _native_kernels(backend: str) -> ModuleType:
+    """The module of a native backend; that of CUDA is imported by the calls that run it."""
+    if backend == "cpu":
+        return cpu
+    from . import cuda
+
+    return cuda
 
 
 @torch.library.impl("ssd_kernels::topk_linear_fwd", "default")
@@ -53,6 +63,10 @@ def _fwd(
             from . import triton_kernel
 
             forward = triton_kernel.forward
+        case "cuda":
+            from . import cuda
+
+            forward = cuda.forward
         case _:
             raise ValueError(f"topk_linear: backend={backend!r} is not resolved")
     if groups == 1:
@@ -121,8 +135,8 @@ def _gradients(
             grads = reference.backward(grad_values, x, weight, values, indices, activation, normalize, inhibition)
             needed = (need_x, need_weight, need_bias)
             return tuple(grad if need else grad.new_empty(0) for grad, need in zip(grads, needed))
-        case "cpu":
-            grad_x, _, grad_weight, grad_bias = cpu.backward(
+        case "cpu" | "cuda":
+            grad_x, _, grad_weight, grad_bias = _native_kernels(backend).backward(
                 grad_values, x, weight, values, indices, activation, normalize, inhibition,
                 need_x, need_weight, need_bias, as_rows=False,
             )  # fmt: skip
@@ -187,8 +201,8 @@ def _bwd_rows(
                 grad_rows,
                 grad_bias if need_bias else grad_bias.new_empty(0),
             )
-        case "cpu":
-            grads = cpu.backward(
+        case "cpu" | "cuda":
+            grads = _native_kernels(backend).backward(
                 grad_values, x, weight, values, indices, activation, normalize, inhibition,
                 need_x, need_weight, need_bias, as_rows=True,
             )  # fmt: skip
