@@ -2,9 +2,6 @@
 
 Written and checked by tests/native_stub.py; what the arguments are stands in csrc/bindings."""
 
-most_fused_winners: int
-most_selected: int
-
 def activation_counts(
     *, dtype: int, batch: int, neurons: int, values: int, row_stride: int, column_stride: int, indices: int,
     counts: int, device: int, stream: int

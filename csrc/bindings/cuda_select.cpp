@@ -76,8 +76,6 @@ void bind_cuda_select(py::module_& m) {
         arg("neurons"), arg("k"), arg("scores"), arg("row_stride"), arg("column_stride"), arg("x_scale"),
         arg("weight_scale"), arg("bias"), arg("relu"), arg("inhibition"), arg("values"), arg("indices"),
         arg("threshold"), arg("device"), arg("stream"), py::call_guard<py::gil_scoped_release>());
-  m.attr("most_selected") = cuda::kMostSelected;
-  m.attr("most_fused_winners") = cuda::kMostFusedWinners;
   m.def("topk_linear_parts", &topk_linear_parts, py::kw_only(), arg("batch"), arg("neurons"), arg("k"), arg("device"));
   m.def("topk_linear", &topk_linear, py::kw_only(), arg("dtype"), arg("batch"), arg("inputs"), arg("neurons"), arg("k"),
         arg("x"), arg("x_stride"), arg("weight"), arg("weight_stride"), arg("bias"), arg("x_scale"),

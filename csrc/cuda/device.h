@@ -17,7 +17,11 @@
 
 #define SSD_DEVICE __device__ __forceinline__
 #define SSD_KERNEL __global__
+#ifdef SSD_MOST_REGISTERS  // the negative control of tests/ops/test_cuda_cubins.py: so few that kernels must spill
+#define SSD_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, 65536 / (threads * SSD_MOST_REGISTERS))
+#else
 #define SSD_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
+#endif
 #define SSD_UNROLL _Pragma("unroll")
 
 namespace ssd::cuda {

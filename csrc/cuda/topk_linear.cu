@@ -8,6 +8,12 @@ constexpr int64_t kMostParts = 64;
 // Lists of more winners leave room for fewer samples.
 int rows_of(int64_t batch, int64_t k) { return k < 32 && batch > 32 ? 64 : 32; }
 
+// What an sm_80 block may have, at the most winners of each form.
+constexpr int kLeastShared = 163 * 1024;
+static_assert(sizeof(ScanShared<float, 64>) + 64 * (32 + 32 + kScanNeurons) * sizeof(uint64_t) <= kLeastShared);
+static_assert(sizeof(ScanShared<float, 32>) + 32 * (kMostFusedWinners + 1 + 32 + kScanNeurons) * sizeof(uint64_t) <=
+              kLeastShared);
+
 int64_t keep_of(int64_t neurons, int64_t k) { return k < neurons ? k + 1 : neurons; }
 
 template <class S, int kRows, bool kWide>

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._library import register
 from ..sparse_linear.ops import check_indices
-from . import cpu, cuda, reference
+from . import cpu, reference
 
 
 def _counts(values: Tensor, indices: Tensor | None, neurons: int, backend: str) -> Tensor:
@@ -20,6 +20,8 @@ def _counts(values: Tensor, indices: Tensor | None, neurons: int, backend: str) 
 
         return triton_kernel.activation_counts(values, indices, neurons)
     if backend == "cuda":
+        from . import cuda
+
         return cuda.activation_counts(values, indices, neurons)
     return reference.activation_counts(values, indices, neurons)
 
@@ -34,6 +36,8 @@ def _top_n(counts: Tensor, n: int, backend: str) -> Tensor:
 
         return triton_kernel.top_n(counts, n)
     if backend == "cuda":
+        from . import cuda
+
         return cuda.top_n(counts, n)
     return cpu.top_n(counts, n) if backend == "cpu" else reference.top_n(counts, n).clone()
 

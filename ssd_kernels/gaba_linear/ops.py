@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._library import register, register_backward
-from . import cpu, cuda, reference
+from . import cpu, reference
 
 
 def _triton_kernel():
@@ -16,9 +16,22 @@ def _triton_kernel():
     return triton_kernel
 
 
+def _cuda():
+    """Imported by the calls that run it, too."""
+    from . import cuda
+
+    return cuda
+
+
 def _rows_kernels(backend: str):
     """The module that holds rows_backward of a backend."""
-    return {"cpu": cpu, "cuda": cuda}.get(backend) or _triton_kernel()
+    match backend:
+        case "cpu":
+            return cpu
+        case "cuda":
+            return _cuda()
+        case _:
+            return _triton_kernel()
 
 
 def _dense_fwd(x: Tensor, weight: Tensor, g: Tensor, k: int, sparse_grad: bool, backend: str) -> tuple[Tensor, Tensor]:
@@ -28,7 +41,7 @@ def _dense_fwd(x: Tensor, weight: Tensor, g: Tensor, k: int, sparse_grad: bool, 
         case "triton":
             return _triton_kernel().dense(x, weight, g, k)
         case "cuda":
-            return cuda.dense(x, weight, g, k)
+            return _cuda().dense(x, weight, g, k)
         case _:
             return reference.gaba_linear(x, weight, g, k)
 
@@ -68,7 +81,7 @@ def _rows_fwd(
     if backend == "triton":
         return _triton_kernel().rows(x, weight, g, k)
     if backend == "cuda":
-        return cuda.rows(x, weight, g, k)
+        return _cuda().rows(x, weight, g, k)
     h, threshold = reference.gaba_linear(x, weight, g, k)
     return (*reference.dense_to_rows(h), threshold)
 

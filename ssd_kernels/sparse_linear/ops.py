@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._library import register, register_backward
-from . import cpu, cuda, reference
+from . import cpu, reference
 
 
 def check_indices(indices: Tensor, width: int) -> None:
@@ -35,6 +35,8 @@ def _fwd(values: Tensor, indices: Tensor, offsets: Tensor | None, weight: Tensor
 
         return triton_kernel.forward(values, indices, offsets, weight)
     if backend == "cuda":
+        from . import cuda
+
         return cuda.forward(values, indices, offsets, weight)
     return reference.sparse_linear(values, indices, offsets, weight)
 
@@ -61,6 +63,8 @@ def _bwd(
         if backend == "cpu":
             cpu.backward(grad_y, values, indices, offsets, weight, *wanted)
         elif backend == "cuda":
+            from . import cuda
+
             cuda.backward(grad_y, values, indices, offsets, weight, *wanted)
         else:
             from . import triton_kernel

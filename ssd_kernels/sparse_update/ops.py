@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._library import register
-from . import cpu, cuda, reference
+from . import cpu, reference
 
 _LONGEST_STEP = 1e38  # beyond it a weight may leave float32
 
@@ -59,6 +59,8 @@ def update(
 
         return triton_kernel.sparse_update(weight, rows, grad_rows, lr * scale, factor, clamp, renormalise)
     if backend == "cuda":
+        from . import cuda
+
         return cuda.sparse_update(weight, rows, grad_rows, lr * scale, factor, clamp, renormalise)
     step = lr * scale if factor is None else lr * scale * factor.double().reshape(())
     new, movement = reference.sparse_update(weight, rows, grad_rows, step, clamp, renormalise)

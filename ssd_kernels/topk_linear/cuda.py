@@ -13,6 +13,7 @@ from .. import _cuda_calls, _native
 from .._pointers import DTYPES, adjacent, row_stride
 
 _SLAB = 24 << 20
+_MOST_FUSED = 127  # as kMostFusedWinners of ssd/topk_linear_cuda.h
 _NORM_FLOOR = 2.0**-50  # as kNormFloor of topk_linear.cuh
 
 
@@ -39,7 +40,7 @@ def forward(
         "weight_scale": _cuda_calls.norms(weight, inverse=True) if normalize == "both" else None,
         "relu": activation == "relu", "inhibition": inhibition, "k": k,
     }  # fmt: skip
-    if x.dtype != torch.float64 and k <= _native.cuda_module()[0].most_fused_winners:
+    if x.dtype != torch.float64 and k <= _MOST_FUSED:
         _fused(rows, weight, outputs, arguments)
     else:
         _from_scores(rows, weight, outputs, arguments)

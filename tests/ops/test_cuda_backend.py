@@ -25,7 +25,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def test_without_a_device_it_says_so_in_one_sentence():
     for op in sorted(_backend.CUDA_OPERATIONS):
         assert _backend.missing_reason("cuda", op, torch.device("cuda")) == "torch sees no CUDA device"
-    with pytest.raises(ValueError, match="^backend='cuda' cannot run topk_linear: it takes CUDA tensors"):
+    with pytest.raises(ValueError, match=r"^backend='cuda' cannot run topk_linear: it takes CUDA tensors"):
         ssd_kernels.topk_linear(torch.ones(1, 4), torch.ones(3, 4), 1, backend="cuda")
 
 
