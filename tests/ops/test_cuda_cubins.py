@@ -36,8 +36,8 @@ def disassembler() -> str | None:
     if found := shutil.which("cuobjdump"):
         return found
     spec = importlib.util.find_spec("triton")
-    places = [Path(place) / "backends" / "nvidia" / "bin" / "cuobjdump" for place in (spec and spec.origin) and
-              [Path(spec.origin).parent] or []]  # fmt: skip
+    places = [Path(place) / "backends" / "nvidia" / "bin" / "cuobjdump" for place in ((spec and spec.origin) and
+              [Path(spec.origin).parent]) or []]  # fmt: skip
     return next((str(place) for place in places if place.exists()), None)
 
 
