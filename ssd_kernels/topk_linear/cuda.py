@@ -25,26 +25,41 @@ def forward(
     activation: str,
     normalize: str,
     inhibition: bool,
+    scale: Tensor | None = None,
+    chosen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As reference.forward."""
-    lead = x.shape[:-1]
+    """As reference.forward, for one group. The chosen rows of the weight are gathered, a transposed one is copied."""
+    if activation == "abs":
+        raise ValueError("topk_linear: activation='abs': backend='cuda' takes 'relu' and 'none'")
+    if scale is not None and bias is not None and x.dtype in (torch.bfloat16, torch.float16):
+        raise ValueError(f"topk_linear: scale with a bias of {x.dtype}: backend='cuda' takes float32 and float64")
+    if chosen is not None:
+        weight = weight.detach()[chosen]
+        bias, scale = (None if t is None else t.detach()[chosen] for t in (bias, scale))
+    lead, wide = x.shape[:-1], _cuda_calls.accumulation_dtype(x.dtype)
     rows, weight = adjacent(x.detach().reshape(-1, x.shape[-1])), adjacent(weight.detach())
     outputs = (
         torch.empty(len(rows), k, dtype=x.dtype, device=x.device),
         torch.empty(len(rows), k, dtype=torch.int32, device=x.device),
         torch.empty(len(rows), dtype=x.dtype, device=x.device),
     )
+    w_scale = _cuda_calls.norms(weight, inverse=True) if normalize == "both" else None
+    if scale is not None:  # s = scale (x . w + b), so the shift is scale b
+        factor = scale.detach().to(wide).contiguous()
+        w_scale = factor if w_scale is None else w_scale * factor
+        bias = None if bias is None else bias.detach() * factor
     arguments = {
         "bias": None if bias is None else bias.detach().contiguous(),
         "x_scale": _cuda_calls.norms(rows, inverse=True) if normalize != "none" else None,
-        "weight_scale": _cuda_calls.norms(weight, inverse=True) if normalize == "both" else None,
-        "relu": activation == "relu", "inhibition": inhibition, "k": k,
+        "weight_scale": w_scale, "relu": activation == "relu", "inhibition": inhibition, "k": k,
     }  # fmt: skip
     if x.dtype != torch.float64 and k <= _MOST_FUSED:
         _fused(rows, weight, outputs, arguments)
     else:
         _from_scores(rows, weight, outputs, arguments)
     values, indices, threshold = outputs
+    if chosen is not None:
+        indices = chosen[indices.long()].to(torch.int32)
     return values.reshape(*lead, k), indices.reshape(*lead, k), threshold.reshape(lead)
 
 
@@ -52,7 +67,7 @@ def _fused(x: Tensor, weight: Tensor, outputs: tuple[Tensor, Tensor, Tensor], ar
     (batch, inputs), neurons, k, device = x.shape, len(weight), arguments["k"], x.device
     sizes = _cuda_calls.norms(weight) + _NORM_FLOOR
     if arguments["weight_scale"] is not None:
-        sizes = sizes * arguments["weight_scale"]
+        sizes = sizes * arguments["weight_scale"].abs()
     index = torch.cuda.current_device() if device.index is None and device.type == "cuda" else device.index or 0
     parts = _native.cuda_module()[0].topk_linear_parts(batch=batch, neurons=neurons, k=k, device=index)
     _cuda_calls.call(

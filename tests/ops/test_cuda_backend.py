@@ -91,6 +91,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
         (3, {"normalize": "both", "inhibition": True}),
         (4, {"normalize": "input", "activation": "none", "sparse_grad": True}),
         (130, {"activation": "none"}),
+        (4, {"rows": torch.arange(0, 150, 3), "groups": 1}),
     ],
 )
 def test_topk_linear(on_emulator, dtype, k, options):
@@ -106,6 +107,16 @@ def test_topk_linear(on_emulator, dtype, k, options):
     assert torch.equal(indices, gold_indices)
     for part, gold in zip((values, *rest), (gold_values, *gold_rest)):
         close(part.detach(), gold.detach())
+
+
+@pytest.mark.slow
+def test_scores_of_scaled_neurons_are_those_of_the_reference(on_emulator):
+    x, weight, bias, scale = numbers(5, 24), numbers(60, 24, seed=1), numbers(60, seed=2), numbers(60, seed=3)
+    found = ssd_kernels.topk_linear(x, weight, 6, bias, scale=scale, backend="cuda")
+    for part, gold in zip(found, ssd_kernels.topk_linear(x, weight, 6, bias, scale=scale, backend="reference")):
+        close(part, gold)
+    with pytest.raises(ValueError, match="takes 'relu' and 'none'"):
+        ssd_kernels.topk_linear(x, weight, 6, activation="abs", backend="cuda")
 
 
 @pytest.mark.slow
