@@ -111,7 +111,12 @@ def test_topk_linear(on_emulator, dtype, k, options):
 
 @pytest.mark.slow
 def test_scores_of_scaled_neurons_are_those_of_the_reference(on_emulator):
-    x, weight, bias, scale = numbers(5, 24), numbers(60, 24, seed=1), numbers(60, seed=2), numbers(60, seed=3)
+    x, weight, bias, scale = (
+        numbers(5, 24),
+        numbers(60, 24, seed=1),
+        numbers(60, seed=2),
+        numbers(60, seed=3).abs() + 0.1,
+    )
     found = ssd_kernels.topk_linear(x, weight, 6, bias, scale=scale, backend="cuda")
     for part, gold in zip(found, ssd_kernels.topk_linear(x, weight, 6, bias, scale=scale, backend="reference")):
         close(part, gold)
