@@ -20,7 +20,7 @@ void run(int number, cpu::Dtype dtype) {
   std::vector<S> weight(static_cast<size_t>(neurons * stride)), grad(static_cast<size_t>(neurons * grad_stride));
   for (S& value : weight) cuda::from_acc(static_cast<T>(scale * (random.uniform() + 0.5)), &value);
   for (S& value : grad) cuda::from_acc(static_cast<T>(scale * random.uniform()), &value);
-  if (number % 6 == 1) cuda::from_acc(static_cast<T>(NAN), &grad[grad.size() / 2]);
+  if (number % 6 == 1) cuda::from_acc(static_cast<T>(NAN), &weight[weight.size() / 2]);
   std::vector<int64_t> rows;
   for (int j = 0; j < neurons; ++j)
     if (number % 10 != 9 && random.below(3)) rows.push_back(j);
