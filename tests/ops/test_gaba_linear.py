@@ -363,3 +363,13 @@ def test_sparse_gradients_do_not_compile():
     compiled = torch.compile(lambda x: gaba_linear(x, weight, 2, torch.ones(9), sparse_grad=True), fullgraph=True)
     with pytest.raises(Exception, match="sparse_grad=True cannot be compiled"):
         compiled(make(2, 4))
+
+
+def test_a_score_of_minus_infinity_is_excited_too(backend):
+    """relu(-inf) = 0, so with g < 0 the neuron is active at -g I: in both forms."""
+    x, weight, g = torch.ones(2, 3), torch.rand(9, 3), torch.full((9,), -0.5)
+    weight[4, 1] = -float("inf")
+    dense = gaba_linear(x, weight, 2, g, backend=backend)
+    rows = gaba_linear(x, weight, 2, g, output="rows", backend=backend)
+    assert (dense[:, 4] > 0).all() and rows.offsets.tolist() == [0, 9, 18]
+    assert torch.equal(rows.values.reshape(2, 9), dense)

@@ -159,7 +159,7 @@ class GabaPart {
                   stride_);
     if (listed_)
       for (int64_t j = 0; j < neurons; ++j)
-        cut_[j] = g_[first + j] < 0 ? static_cast<T>(-__builtin_inf()) : g_[first + j];
+        cut_[j] = g_[first + j] < 0 ? static_cast<T>(__builtin_nan("")) : g_[first + j];  // NaN: every score passes
     for (int64_t r = 0; r < rows; ++r) {
       raise_limit(r, first, neurons);
       if (!listed_)
