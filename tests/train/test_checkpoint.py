@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import stat
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -48,39 +46,52 @@ def uninterrupted(tmp_path_factory):
     return outcome(out)
 
 
-def wait_for_checkpoint(process, out, number):
-    folder = out / "seed-0" / "checkpoint"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if any(int(p.stem) >= number for p in folder.glob("[0-9]*.safetensors")):
-            return
-        time.sleep(0.002)
-    raise AssertionError(f"the run ended ({process.poll()}) before checkpoint {number}")
+# The command, in a process that sends itself a signal right after its N-th checkpoint: nothing waits for a time.
+STOPPING = """
+import os, sys
+from ssd_train import checkpoint
+from ssd_train.__main__ import main
+
+number, left, argv = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+save = checkpoint.CheckpointFolder.save
+
+def stopping(*arguments):
+    global left
+    path = save(*arguments)
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), number)
+    return path
+
+checkpoint.CheckpointFolder.save = stopping
+sys.exit(main(argv))
+"""
 
 
-def test_kill_at_any_moment(uninterrupted, tmp_path):
-    out, moments = tmp_path / "run", random.Random(0)
-    for number in (1, 5, 11):
-        process = subprocess.Popen(command("--out", out, "--resume"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        wait_for_checkpoint(process, out, number)
-        time.sleep(moments.uniform(0, 0.05))
-        process.kill()
-        process.communicate()
+def stopped(number, after, out, *options):
+    """Runs the command up to the signal; it must have come."""
+    argv = [sys.executable, "-c", STOPPING, str(int(number)), str(after), *command(*options, "--out", out)[3:]]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == (-9 if number == signal.SIGKILL else 128 + number), done.stderr
+    return done.stderr
+
+
+def test_killed_after_any_checkpoint(uninterrupted, tmp_path):
+    """At other moments, inside a write too: tests/drill.py."""
+    out = tmp_path / "run"
+    for after in (1, 4, 6):
+        stopped(signal.SIGKILL, after, out, "--resume")
     subprocess.run(command("--out", out, "--resume"), check=True, capture_output=True)
     assert_same(outcome(out), uninterrupted)
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_save_then_stop(number, code, uninterrupted, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_then_stop(number, uninterrupted, tmp_path):
     out = tmp_path / "run"
-    # No checkpoint but the signal's own: what it saves is what is resumed from.
-    arguments = command("--out", out, "--checkpoint-seconds", "1e9")
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for_checkpoint(process, out, 0)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == code, stderr
+    # Checkpoints only after a task and by the signal: what it saves is what is resumed from.
+    stderr = stopped(number, 1, out, "--checkpoint-seconds", "inf")
     assert stderr.count("\n") == 1 and "--resume" in stderr and "Traceback" not in stderr
+    assert [p.stem for p in CheckpointFolder(out / "seed-0" / "checkpoint").files()] == ["000000", "000001"]
     subprocess.run(command("--out", out, "--resume"), check=True, capture_output=True)
     assert_same(outcome(out), uninterrupted)
 
