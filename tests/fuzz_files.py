@@ -12,6 +12,7 @@ checkpoints get a SHA-256 that fits, else nearly all cases would end there.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import io
 import json
@@ -34,6 +35,7 @@ from ssd_train import data
 from ssd_train.checkpoint import CheckpointFolder, write_tensors
 from ssd_train.config import TrainConfig, as_dict, read_config
 from ssd_train.errors import BadInput
+from ssd_train.report.compare import compare
 from ssd_train.run import results
 from ssd_train.run.evaluate import load_model
 from ssd_train.trainer import Trainer
@@ -161,7 +163,8 @@ def images(folder: Path, chance: random.Random) -> Callable[[], Any]:
             Image.fromarray(CHANCE.integers(0, 256, (4, 4, 3), dtype=np.uint8)).save(stream, kind)
             content = stream.getvalue()
             if (split, name) == hurt:
-                content = changed_bytes(content, chance, chance.choice((0, 16, len(content) // 2, len(content) - 8)))
+                spared = chance.choice((0, 54, len(content) // 2, len(content) - 8, len(content) - 8))
+                content = changed_bytes(content, chance, spared)
             (where / "0.png").write_bytes(content)
     return lambda: data.load(f"images:{folder}")
 
@@ -170,8 +173,9 @@ class Trained:
     """A small trained run, made once: what checkpoints, models and results are damaged copies of."""
 
     def __init__(self, folder: Path) -> None:
-        self.config = TrainConfig(data="digits", method="ssd", neurons=20, k=3, epochs=1, n_distill=10, probe_size=0,
-                                  classes_per_task=5, out=str(folder), threads=1)  # fmt: skip
+        self.config = TrainConfig(data="digits", method="ssd", neurons=20, k=3, epochs=1, probe_size=0,
+                                  classes_per_task=5, out=str(folder), threads=1,
+                                  options={"n_distill": 10})  # fmt: skip
         self.data = data.load("digits")
         trainer = Trainer(self.config, self.data, 0, folder / "seed-0")
         trainer.fit()
@@ -209,12 +213,15 @@ class Trained:
         return lambda: load_model(path)
 
     def results_json(self, folder: Path, chance: random.Random) -> Callable[[], Any]:
-        from ssd_train.report.compare import _row, _text
-
         path = folder / "results.json"
         text = json.dumps(changed_values(self.results, chance))
         path.write_bytes(changed_bytes(text.encode(), chance) if chance.random() < 0.2 else text.encode())
-        return lambda: [_text(value) for value in _row(folder, results.read(folder)).values()]
+
+        def report() -> None:
+            with contextlib.redirect_stdout(io.StringIO()):
+                compare([folder], "markdown")
+
+        return report
 
     def config_yaml(self, folder: Path, chance: random.Random) -> Callable[[], Any]:
         path = folder / "config.yaml"

@@ -23,6 +23,8 @@ def find_method(name: str) -> type[Method]:
     Raises:
         BadInput: there is none, it cannot be imported, or it is no subclass of `Method`.
     """
+    if not isinstance(name, str):  # as a damaged file may say
+        raise bad("--method", name, "a name")
     if name in METHODS:
         return METHODS[name]
     module, colon, attribute = name.partition(":")
