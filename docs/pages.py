@@ -26,12 +26,13 @@ import ssd_kernels
 from ssd_kernels.__main__ import main as doctor
 
 ROOT = Path(__file__).resolve().parents[1]
-OPERATIONS = sorted(path.parent.name for path in ROOT.glob("ssd_kernels/*/README.md"))
+OPERATIONS = sorted(path.parent.name for path in ROOT.glob("ssd_kernels/*/reference.py"))
 PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "csrc/README.md": "native.md",
+    "ssd_kernels/sae/README.md": "sae.md",
     "python/ssd_train/PAPER.md": "paper.md",
     **{f"ssd_kernels/{name}/README.md": f"operations/{name}.md" for name in OPERATIONS},
 }
