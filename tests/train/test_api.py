@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,3 +86,16 @@ def test_importing_imports_little():
     assert set(ssd_train.__all__) <= set(dir(ssd_train)) and all(hasattr(ssd_train, n) for n in ssd_train.__all__)
     with pytest.raises(AttributeError):
         _ = ssd_train.nothing
+
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+@pytest.mark.skipif(not README.exists(), reason="not a checkout")
+def test_the_readme_s_example_runs(tmp_path):
+    code = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
+    assert "ssd_train.train(" in code
+    (tmp_path / "example.py").write_text(code)
+    done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "decayed" / "results.json").exists() and "per_seed" in done.stdout
