@@ -254,6 +254,6 @@ def test_the_top_level_is_that_of_the_design():
     expected = {
         ".ci", ".clang-format", ".gitignore", "CHANGELOG.md", "CITATION.cff", "CMakeLists.txt", "CONTRIBUTING.md",
         "LICENSE", "MANIFEST.in", "README.md", "benchmarks", "conftest.py", "constraints.txt", "csrc", "docs",
-        "mkdocs.yml", "pyproject.toml", "python", "setup.py", "ssd_kernels", "tests",
+        "mkdocs.yml", "pyproject.toml", "python", "results", "setup.py", "ssd_kernels", "tests",
     }  # fmt: skip
     assert {name.partition("/")[0] for name in tracked()} <= expected
