@@ -30,7 +30,7 @@ from pathlib import Path
 SECONDS = 20.0  # of processor time
 WALL = 300.0
 GIGABYTES = 1.0
-SMALL = ["--data", "digits", "--neurons", "40", "--k", "4", "--n-distill", "20", "--epochs", "1", "--threads", "1",
+SMALL = ["--data", "digits", "--neurons", "40", "--k", "4", "--epochs", "1", "--threads", "1",
          "--plots", "false", "--classes-per-task", "5"]  # fmt: skip
 LINES: list[tuple[str, str, int, Callable[[], list[str] | str]]] = []
 

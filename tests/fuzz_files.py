@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import gzip
 import io
 import json
@@ -70,9 +71,9 @@ def changed_bytes(content: bytes, chance: random.Random, spare: int = 0) -> byte
 
 def changed_values(value: Any, chance: random.Random) -> Any:
     """A JSON document with one to three of its values replaced or left out."""
-    copy = json.loads(json.dumps(value))
+    changed = json.loads(json.dumps(value))
     for _ in range(chance.randint(1, 3)):
-        place = copy
+        place = changed
         while True:
             keys = list(place) if isinstance(place, dict) else list(range(len(place)))
             if not keys:
@@ -84,9 +85,9 @@ def changed_values(value: Any, chance: random.Random) -> Any:
             if chance.random() < 0.2:
                 del place[key]
             else:
-                place[key] = chance.choice(ODD)
+                place[key] = copy.deepcopy(chance.choice(ODD))
             break
-    return copy
+    return changed
 
 
 def npz(folder: Path, chance: random.Random) -> Callable[[], Any]:
