@@ -92,7 +92,7 @@ setup(
               *find_packages("python", include=["ssd_train", "ssd_train.*"])],
     package_dir={"": ".", "ssd_train": "python/ssd_train"},
     package_data={"ssd_kernels": ["README.md", "*/README.md", "*.pyi", "py.typed"],
-                  "ssd_train": ["recipes/*.yaml", "*.md", "*.json", "py.typed"]},
+                  "ssd_train": ["recipes/*.yaml", "*.md", "py.typed"]},
     ext_modules=[Extension("ssd_kernels._cpu", sources=[])],
     cmdclass={"build": CleanBuild, "build_py": RecordedBuild, "build_ext": CMakeBuild, "sdist": RecordedSource},
     zip_safe=False,

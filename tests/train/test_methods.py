@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -208,14 +210,57 @@ def test_the_estimator_says_how_many_units_are_distilled(n, text):
 
 
 def test_flymodel_learns_in_one_pass(tmp_path):
-    """Top 1 % of the units, weights from 0 towards 1, the order of samples within a class the only randomness left."""
-    trainer = Trainer(config("flymodel", neurons=2000), data.load("digits"), 0, tmp_path)
+    """Its formula sample by sample: weights of the sample's class grow by step times the activity, up to 1."""
+    trainer = Trainer(config("flymodel", neurons=500, inputs=6, step=0.02), data.load("digits"), 0, tmp_path)
     trainer.fit()
     method = trainer.method
-    code = method.code(trainer.x_test[:10])
-    assert ((code > 0).sum(1) <= 20).all() and (method.projection.sum(1) == 6).all()
-    assert method.weights.min() >= 0 and method.weights.max() <= 1
-    assert trainer.progress.accuracy > 0.6 and trainer.history == []
+    assert (method.projection.sum(1) == 6).all() and set(method.projection.unique().tolist()) == {0.0, 1.0}
+    weights = torch.zeros(10, 500)
+    for task in trainer.tasks.train:
+        for x, y in zip(trainer.context.train_x[task], trainer.context.train_y[task]):
+            scores = method.projection @ x
+            values, units = scores.topk(5)
+            weights[y, units] = (weights[y, units] + 0.02 * values / values[0]).clamp_max(1)
+    torch.testing.assert_close(method.weights, weights, rtol=1e-4, atol=1e-5)
+    assert (weights == 1).any() and trainer.progress.accuracy > 0.6 and trainer.history == []
+
+
+def test_heads_are_those_of_all_data_at_once(tmp_path):
+    """Sums class by class give the classifier of the whole set: written out plainly, and scikit-learn's ridge."""
+    from sklearn.linear_model import Ridge
+
+    digits = data.load("digits")
+    trainers = {}
+    for name in ("ncm", "slda", "ridge"):
+        trainers[name] = Trainer(config(name), digits, 0, tmp_path / name)
+        trainers[name].fit()
+    x, y = trainers["ncm"].context.train_x.double(), trainers["ncm"].context.train_y
+    test = trainers["ncm"].x_test.double()
+    means = torch.stack([x[y == c].mean(0) for c in range(10)])
+    ncm = torch.cdist(test, means).argmin(1)
+    covariance = sum((x[y == c] - means[c]).T @ (x[y == c] - means[c]) for c in range(10)) / len(x)
+    mixed = (1 - 1e-4) * covariance + 1e-4 * torch.eye(64, dtype=torch.float64)
+    weight = torch.linalg.inv(mixed) @ means.T
+    slda = (test @ weight - 0.5 * (means.T * weight).sum(0)).argmax(1)
+    alpha = 1e-3 * x.square().sum().item() / 64
+    fitted = Ridge(alpha=alpha).fit(x.numpy(), F.one_hot(y, 10).numpy())
+    ridge = torch.from_numpy(fitted.predict(test.numpy())).argmax(1)
+    for name, wanted in (("ncm", ncm), ("slda", slda), ("ridge", ridge)):
+        method, context = trainers[name].method, trainers[name].context
+        assert torch.equal(method.predict(context, trainers[name].x_test).argmax(1), wanted), name
+        matrix = trainers[name].progress.matrix
+        assert matrix[0][0] > 0.9 and all(value == 0 for value in matrix[0][1:]), name  # classes not seen never win
+
+
+@pytest.mark.skipif("SSD_DATA_DIR" not in os.environ, reason="SSD_DATA_DIR is not set: no embeddings at hand")
+@pytest.mark.parametrize("name, step, paper", [("cifar10", 0.005, 0.7039), ("cifar100", 0.01, 0.3612)])
+def test_flymodel_gives_what_the_sdmlp_paper_s_code_gives(name, step, paper, tmp_path):
+    """Fingerprint of the embeddings: 1000 units, 32 inputs; their figure is of one projection, as is ours."""
+    file = f"{os.environ['SSD_DATA_DIR']}/{name}_convmixer.safetensors"
+    settings = config("flymodel", data=file, neurons=1000, step=step, classes_per_task=2)
+    trainer = Trainer(settings, data.load(file), 1, tmp_path)
+    trainer.fit()
+    assert abs(trainer.progress.accuracy - paper) < 0.015
 
 
 def second_task(tmp_path, **changes):

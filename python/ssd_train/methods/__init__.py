@@ -5,6 +5,7 @@ from .context import TaskContext
 from .ewc import EWC, SSDEWC
 from .finetune import Finetune
 from .flymodel import FlyModel
+from .heads import NCM, SLDA, Ridge
 from .icarl import ICaRL
 from .joint import Joint
 from .l2 import L2
@@ -27,6 +28,9 @@ METHODS: dict[str, type[Method]] = {
     "lwf": LwF,
     "icarl": ICaRL,
     "flymodel": FlyModel,
+    "ncm": NCM,
+    "slda": SLDA,
+    "ridge": Ridge,
 }
 
 __all__ = ["METHODS", "Batch", "Loss", "Method", "TaskContext"]

@@ -29,7 +29,7 @@ SparseLinearResult check(const SparseLinearParams& p) {
   const RowsFinding found = check_rows(p.offsets, p.batch, p.indices, p.entries, p.neurons, false);
   if (found.fault == RowsFault::kNone) return {SparseLinearStatus::kDone, 0};
   return {found.fault == RowsFault::kOffsets ? SparseLinearStatus::kBadOffsets : SparseLinearStatus::kBadIndex,
-          found.value};
+          static_cast<int32_t>(found.value)};
 }
 
 int useful_threads(const SparseLinearParams& p) {
