@@ -2,6 +2,8 @@
 
     python tests/native_stub.py _cpu     writes ssd_kernels/_cpu.pyi of this checkout from the installed module
     python tests/native_stub.py _cuda    likewise; its bindings are compiled here, without CUDA and without a kernel
+
+With --print it writes to the output instead: a process that has loaded those bindings must load no other `_cuda`.
 """
 
 from __future__ import annotations
@@ -117,7 +119,11 @@ def _plain(text: str) -> str:
 if __name__ == "__main__":
     import torch  # noqa: F401  the native core shares the OpenMP runtime that torch has loaded
 
-    for name in sys.argv[1:]:
+    shown = "--print" in sys.argv
+    for name in [argument for argument in sys.argv[1:] if argument != "--print"]:
         with tempfile.TemporaryDirectory() as folder:
             module = cuda_bindings(Path(folder)) if name == "_cuda" else importlib.import_module(f"ssd_kernels.{name}")
-            (ROOT / "ssd_kernels" / f"{name}.pyi").write_text(stub(module))
+            if shown:
+                sys.stdout.write(stub(module))
+            else:
+                (ROOT / "ssd_kernels" / f"{name}.pyi").write_text(stub(module))
