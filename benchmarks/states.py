@@ -74,7 +74,8 @@ def _run(name: str, neurons: int) -> State:
         with contextlib.suppress(_EndOfTask):
             trainer.fit()
     model, stages = trainer.model, trainer.stages
-    tasks = [(trainer.x_train[rows].contiguous(), trainer.y_train[rows].contiguous()) for rows in stages[:2]]
+    x, y = trainer.context.train_x, trainer.context.train_y
+    tasks = [(x[rows].contiguous(), y[rows].contiguous()) for rows in stages[:2]]
     return State(
         model.weights[0].detach().clone(), model.output_weight.detach().clone(), model.counts[0].clone(),
         float(model.gaba_switch), tasks,
