@@ -3,6 +3,8 @@
     python tests/defects.py              all lines
     python tests/defects.py A2 B5        those
 
+One long file on purpose: a list of lines, one function each, that are read one at a time.
+
 A line is a function: it makes its files in the folder it runs in and returns the arguments of `ssd-train`, or, where
 nothing of the command takes part, text that says what happened. A line is right where the process ends with its exit
 code, without a traceback, with at most one line on stderr, within the time and the memory. Memory is the peak beyond

@@ -1,12 +1,13 @@
 """Breaks runs in every way that a machine can, resumes them, and counts what was lost and what came out wrong.
 
     python tests/drill.py --whole --out results/drill.md      every method, a few hundred faults, minutes
-    python tests/drill.py                                      two methods, seconds; part of the test suite
+    python tests/drill.py                                      SSD, seconds; part of the test suite
 
 Each run is a fork of this process, so that torch is imported once. After a fault the same command with --resume must
 end with the weights, curves and results of the undisturbed run, bit for bit ("wrong results" otherwise), and every
 checkpoint whose writing had ended must still be there ("work lost" otherwise). A fault that can be answered is one
-line on stderr and the exit code of the documentation; anything else counts as wrong.
+line on stderr and the exit code of the documentation; anything else counts as wrong. The file is long because it is
+a list of faults.
 """
 
 from __future__ import annotations
@@ -399,7 +400,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--whole", action="store_true", help="every method, every fault several times")
     parser.add_argument("--times", type=int, help="how often each fault is tried; default 1, with --whole 3")
-    parser.add_argument("--methods", nargs="+", help="by default two, with --whole all")
+    parser.add_argument("--methods", nargs="+", help="by default ssd, with --whole all")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments and places")
     parser.add_argument("--out", type=Path, help="a file for the table")
     options = parser.parse_args()

@@ -254,7 +254,7 @@ def test_heads_are_those_of_all_data_at_once(tmp_path):
 
 @pytest.mark.skipif("SSD_DATA_DIR" not in os.environ, reason="SSD_DATA_DIR is not set: no embeddings at hand")
 @pytest.mark.parametrize("name, step, paper", [("cifar10", 0.005, 0.7039), ("cifar100", 0.01, 0.3612)])
-def test_flymodel_gives_what_the_sdmlp_paper_s_code_gives(name, step, paper, tmp_path):
+def test_flymodel_comes_near_what_the_sdmlp_paper_s_code_gives(name, step, paper, tmp_path):
     """Fingerprint of the embeddings: 1000 units, 32 inputs; their figure is of one projection, as is ours."""
     file = f"{os.environ['SSD_DATA_DIR']}/{name}_convmixer.safetensors"
     settings = config("flymodel", data=file, neurons=1000, step=step, classes_per_task=2)

@@ -2,7 +2,7 @@
 // at a rendezvous. README.md in this folder says what is modelled and how it finds mistakes.
 //
 // This file is compiled without TSan: its own state is no memory of the GPU. What a rendezvous orders is told to TSan
-// by hand, and nothing else orders fibers.
+// by hand, and nothing else orders fibers. It is long because all of it shares one scheduler's state.
 #include "emulator.h"
 
 #include <algorithm>
