@@ -32,7 +32,7 @@ class Progress:
     rows: dict[str, int] = field(default_factory=lambda: {"certified": 0, "refreshed": 0, "scanned": 0})
     phases: dict[str, float] = field(default_factory=dict)
     activity: dict[str, dict[str, float]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "eval": 0.0, "total": 0.0})
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("train", "eval", "total", "cpu"), 0.0))
 
 
 @dataclass

@@ -58,6 +58,7 @@ class Trainer:
         self.evaluated: tuple | None = None
         self.checkpoints = CheckpointFolder(folder / "checkpoint")
         self.last_save = self.begin = time.monotonic()
+        self.begin_cpu = time.process_time()
         self._build(seed)
         self.board = open_board(config.log, folder)
 
@@ -106,7 +107,7 @@ class Trainer:
         Raises:
             Interrupted: stopped by `interrupted`, state saved.
         """
-        self.begin = time.monotonic()
+        self.begin, self.begin_cpu = time.monotonic(), time.process_time()
         self._resume()
         if self.progress.initial is None:
             self.curves.write_csv()
@@ -263,8 +264,11 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint."""
-        self.progress.seconds["total"] += time.monotonic() - self.begin
-        self.begin = time.monotonic()
+        now, cpu = time.monotonic(), time.process_time()
+        seconds = self.progress.seconds
+        seconds["total"] += now - self.begin
+        seconds["cpu"] = seconds.get("cpu", 0.0) + cpu - self.begin_cpu
+        self.begin, self.begin_cpu = now, cpu
         state = {"run": self.identity, "config": as_dict(self.config), "progress": asdict(self.progress),
                  "sums": asdict(self.sums)}  # fmt: skip
         state |= {"columns": self.curves.columns}

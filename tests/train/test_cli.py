@@ -221,7 +221,7 @@ def test_results_schema(finished):
         for name in ("accuracy_matrix", "accuracy_matrix_taw"):
             assert np.array(run[name], dtype=float).shape == (5, 5)
         assert set(run["rows"]) == {"certified", "refreshed", "scanned"}
-        assert set(run["seconds"]) == {"train", "eval", "total"}
+        assert set(run["seconds"]) == {"train", "eval", "total", "cpu"}
         assert [part["task"] for part in run["loss_parts"]] == [0, 1, 2, 3, 4]
         assert len(run["path_length"]) == 5 and all(length >= 1 for length in run["path_length"])
         assert run["loss_parts"][0]["kd_logits"] == 0 < run["loss_parts"][1]["kd_logits"]
