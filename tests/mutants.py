@@ -90,6 +90,8 @@ MUTANTS = [
         ("slack-0", "static_cast<float>(2 * score +", "0 * static_cast<float>(2 * score +"),
         ("slack-of-one-score", "static_cast<float>(2 * score +", "static_cast<float>(score +"),
         ("era-forgets-distances", "past_[j] += distance_[j];", ""),
+        ("far-list-for-a-collective-drift", "neurons_ / kFarShare", "neurons_"),
+        ("far-list-in-the-all-active-phase", "all_move ? 0 : far_most();", "far_most();"),
     ),
     *killed_by(
         "cpp:test_certificates", f"{CERTIFICATES}/certificates.h",

@@ -228,7 +228,7 @@ void check_far(SimdLevel level) {
 
 // A far list that is full: who drifts far then counts with the rest.
 void check_full_far_list(SimdLevel level) {
-  constexpr int64_t kMany = 2048;
+  constexpr int64_t kMany = Certificates::kFarMost * Certificates::kFarShare;
   Random random(9);
   Layer l(level, kMany, 1, 1, kWinners);
   l.x[0] = 1;
@@ -247,6 +247,34 @@ void check_full_far_list(SimdLevel level) {
   l.place(kFollower, 0, kThreshold * (1 + 1e-6));
   l.moved({kFollower});
   CHECK(!l.certify(0));
+}
+
+// Where many neurons drift, or all are said to, the drift is the layer's: records are renewed in time, and not kept
+// alive by scoring hundreds of far neurons.
+void check_collective_drift(SimdLevel level) {
+  for (const bool all_move : {false, true}) {
+    for (const int64_t drifting : {int64_t{8}, kNeurons - 100}) {
+      Layer l(level, kNeurons, 1, 1, kWinners);
+      l.x[0] = 1;
+      const double gap = l.certificates.gap();
+      for (int64_t j = 0; j < kNeurons; ++j) l.place(j, 0, j <= kWinners ? kThreshold : .02);
+      l.certificates.change_gaba(l.gaba, all_move);
+      l.begin();
+      l.snapshot();
+      l.scan(0);
+      std::vector<int64_t> others;
+      for (int64_t j = 100; j < 100 + drifting; ++j) {
+        l.place(j, 0, .02 + 1.01 * gap);
+        others.push_back(j);
+      }
+      l.moved(others);
+      l.begin_epoch();
+      const int64_t order[] = {0};
+      const bool expires = !l.certificates.expiring(order, 0, 1).empty();
+      CHECK(expires == (all_move || drifting > 8), "%s: all move %d, %d drift, expires %d", simd_level_name(level),
+            all_move, static_cast<int>(drifting), expires);
+    }
+  }
 }
 
 // A neuron that becomes a mover after the snapshot: its records know nothing of it.
@@ -334,6 +362,7 @@ int main() {
     check_negative_coefficients(level);
     check_far(level);
     check_full_far_list(level);
+    check_collective_drift(level);
     check_late_mover(level);
     for (uint64_t seed = 1; seed <= 3; ++seed) {
       for (const int64_t inputs : {1, 3}) {

@@ -84,7 +84,7 @@ struct SdmlpTrainer::Impl::Run {
     dense = self.dense_form(epoch);
     if (self.threshold_only && !dense) {
       self.threshold_only = false;
-      self.certificates.change_gaba(self.gaba);
+      self.certificates.change_gaba(self.gaba, false);
     }
     refresh.clear();
     if (self.certificates.active() && position >= window_end) {
@@ -427,7 +427,7 @@ SdmlpStats SdmlpTrainer::train(const SdmlpEpoch& epoch, int threads) {
   const bool dense = self.dense_form(epoch);
   if (self.threshold_only != dense) {
     self.threshold_only = dense;
-    self.certificates.change_gaba(dense ? self.ones : self.gaba);
+    self.certificates.change_gaba(dense ? self.ones : self.gaba, dense);
   }
   if (!self.cfg.exhaustive && !dense && self.last_active > 1e29) self.last_active = self.measure_active(epoch);
 

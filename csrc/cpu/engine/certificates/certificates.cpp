@@ -29,6 +29,8 @@ void Certificates::configure(int64_t neurons, int64_t inputs, int64_t k, int64_t
   reset();
 }
 
+size_t Certificates::far_most() const { return std::min<int64_t>(kFarMost, neurons_ / kFarShare); }
+
 void Certificates::reset() {
   x_ = nullptr;
   samples_ = recorded_ = 0;
@@ -38,6 +40,7 @@ void Certificates::reset() {
   std::fill(farthest_.begin(), farthest_.end(), 0.f);
   std::fill(moved_.begin(), moved_.end(), uint64_t{0});
   era_rows_ = rows_;
+  far_room_ = far_most();
   forget_snapshots();
   path_max_ = 0;
   forget_movers();
@@ -81,8 +84,9 @@ void Certificates::bind(const float* x, int64_t samples, int32_t* likely) {
   backoff_ = wait_ = 0;
 }
 
-void Certificates::change_gaba(const std::vector<float>& gaba) {
+void Certificates::change_gaba(const std::vector<float>& gaba, bool all_move) {
   set_gaba(gaba);
+  far_room_ = all_move ? 0 : far_most();
   forget_snapshots();
   live_ = 0;
   active_ = false;

@@ -63,7 +63,8 @@ struct CertificatePolicy {
   // A drift of this many gaps makes a neuron one of the far ones. It doubles where a list reaches a quarter and each
   // half of its room, so that a collective drift does not fill it with neurons that are hardly far.
   static constexpr float kFar = 0.03f;
-  static constexpr int kFarMost = 1024;   // looked at by every certificate of the snapshot: 1 us
+  static constexpr int kFarMost = 1024;  // looked at by every certificate of the snapshot: 1 us
+  static constexpr int kFarShare = 16;   // at most one neuron of so many: where more drift far, the drift is collective
   static constexpr int kFarScored = 256;  // scored by one certificate: more cost what a row of a shared scan does
   static constexpr int kFarBounds = 64;   // of these a record keeps bounds of its own, once they were scored: a few are
                                           // near a sample, and stay near
@@ -114,7 +115,8 @@ class Certificates : public CertificatePolicy {
   void bind(const float* x, int64_t samples, int32_t* likely);
   void set_gaba(const std::vector<float>& gaba);
   // Goes over to other coefficients: records made for the old ones are forgotten, until the next epoch none are made.
-  void change_gaba(const std::vector<float>& gaba);
+  // all_move: from now on every neuron moves in every step, so none is followed apart as a far one.
+  void change_gaba(const std::vector<float>& gaba, bool all_move);
 
   // ---- Once per epoch, one thread.
   // Decides whether certificates are worth trying. True when a new era begins: distances count from now on.
@@ -222,6 +224,7 @@ class Certificates : public CertificatePolicy {
     return place >= 0 && place < snapshot.movers && mover_since_[place] <= snapshot.id;
   }
   void drift(int64_t neuron, double past, float path, Delta* delta);
+  size_t far_most() const;
   void most_far(int slot);
   bool add_far(int slot, int32_t neuron, float drift);
   void forget_far(int slot);
@@ -245,6 +248,7 @@ class Certificates : public CertificatePolicy {
   int64_t samples_ = 0, recorded_ = 0;  // records exist for the first recorded_ samples
   int capacity_ = 0, movers_max_ = 0;   // room of a record: candidates, of which most samples fill `usual_`, and movers
   int usual_ = 0;
+  size_t far_room_ = 0;  // of a far list
 
   std::vector<double> past_, distance_;  // (R,) P and e
   std::vector<float> path_gaba_;         // (R, 2) U rounded up, coefficient

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cassert>
 #include <cmath>
+#include <limits>
 
 #include "engine/certificates/certificates.h"
 
@@ -85,7 +86,10 @@ void Certificates::forget_far(int slot) {
 bool Certificates::add_far(int slot, int32_t neuron, float drift) {
   FarList& list = far_[slot];
   assert(!(in_far_[neuron] >> slot & 1) && !covers(snapshots_[slot], mover_place_[neuron]));
-  if (list.neuron.size() >= static_cast<size_t>(kFarMost)) return false;
+  if (list.neuron.size() >= far_room_) {
+    snapshots_[slot].level = std::numeric_limits<float>::max();  // whoever drifts now is one of the rest at once
+    return false;
+  }
   if (!far_place_) far_place_.reset(new int32_t[neurons_ * kSnapshots]);
   in_far_[neuron] |= static_cast<uint16_t>(1u << slot);
   far_place_[static_cast<int64_t>(neuron) * kSnapshots + slot] = static_cast<int32_t>(list.neuron.size());
@@ -93,7 +97,7 @@ bool Certificates::add_far(int slot, int32_t neuron, float drift) {
   list.drift.push_back(drift);
   list.peak.push_back(drift);
   const size_t size = list.neuron.size();
-  if (size == kFarMost / 8 || size == kFarMost / 4 || size == kFarMost / 2) snapshots_[slot].level *= 2;
+  if (size == far_room_ / 8 || size == far_room_ / 4 || size == far_room_ / 2) snapshots_[slot].level *= 2;
   return true;
 }
 
@@ -140,7 +144,7 @@ void Certificates::take_snapshot() {
   Snapshot& snapshot = snapshots_[newest_];
   snapshot.id = ++generation_ * kSnapshots + newest_;
   snapshot.movers = static_cast<int>(movers_.size());
-  snapshot.level = kFar * gap_;
+  snapshot.level = far_room_ > 0 ? kFar * gap_ : std::numeric_limits<float>::max();
   // Drifts count from where the rows were at the era's start, and some have moved since.
   snapshot.delta = 0;
   for_each_moved([&](int64_t j) {
