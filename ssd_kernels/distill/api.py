@@ -253,5 +253,7 @@ def _check(
 def _check_options(temperature: float, kl: str) -> None:
     if not _checks.finite(temperature) or temperature <= 0:
         raise ValueError(f"temperature must be positive and finite, got {temperature!r}")
+    if not 1e-150 <= temperature <= 1e150:  # its square would leave float64
+        raise ValueError(f"temperature must be from 1e-150 to 1e150, got {temperature!r}")
     if kl not in ("forward", "reverse"):
         raise ValueError(f"kl must be 'forward' or 'reverse', got {kl!r}")

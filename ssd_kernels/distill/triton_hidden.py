@@ -116,7 +116,7 @@ def _log_mean(
     u = 1.0 + mean  # log1p, the rounding of u divided out
     log_mean = tl.where(u == 1.0, mean, tl.log(u) * mean / tl.where(u == 1.0, 1.0, u - 1.0))
     if (largest > _HUGE) | (largest < -1.0):
-        total = absent * tl.exp(-largest)
+        total = tl.where(absent > 0, absent * tl.exp(-largest), 0.0)  # 0 x inf is NaN
         for start in range(0, count, BLOCK):
             at = start + tl.arange(0, BLOCK)
             h, _, selected = _entries(

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from ssd_kernels import Rows, TopK, distill_loss, testing
+from ssd_kernels import Rows, TopK, distill_hidden, distill_loss, testing
 from ssd_kernels.distill import reference
 from ssd_kernels.testing import assert_accurate, id_of, make, num_threads, poisoned_empty, same_bits
 
@@ -189,6 +189,34 @@ def test_a_tiny_hidden_loss_is_resolved(student, teacher, backend):
         half_variance = ((dense_z - dense_t).var(1, unbiased=False) / 2).mean()
         assert 0 < float(got) < 1e-4
         torch.testing.assert_close(got.double(), half_variance, rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("kl", ("forward", "reverse"))
+@pytest.mark.parametrize("level", (-20.0, -40.0, -1e3, -1e49))
+def test_units_that_are_all_far_below_0(level, kl, backend):
+    """n + sum expm1(h) cancels there: at -40 it was 0, and the loss NaN."""
+    z, t = (level + torch.tensor(h, dtype=torch.float64) for h in ([[0.3, -0.2, 0.1]], [[0.0, 0.4, -0.5]]))
+    units = torch.tensor([2, 0, 1])
+    given = z.clone().requires_grad_()
+    got = distill_hidden(given, t, units, temperature=1.0, kl=kl, backend=backend)
+    student = z[:, units].clone().requires_grad_()
+    gold = reference.divergence(student, t[:, units], 1.0, kl == "reverse")
+    torch.testing.assert_close(got, gold, rtol=1e-9, atol=1e-11)
+    (ours,) = torch.autograd.grad(got, given)
+    (theirs,) = torch.autograd.grad(gold, student)
+    torch.testing.assert_close(ours[:, units], theirs, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("kl", ("forward", "reverse"))
+@pytest.mark.parametrize("whose", ("student", "teacher"))
+def test_logits_of_minus_infinity(whose, kl, backend):
+    """0 x -inf is NaN, as in torch's kl_div; a probability of 3e-308 would make an infinity of it."""
+    z, q = torch.tensor([[0.5, 1.0, -1.0]]), torch.tensor([[0.0, 0.2, 0.1]])
+    (z if whose == "student" else q)[0, 1] = -math.inf
+    got = distill_loss(z, torch.tensor([0]), None, q, kl=kl, backend=backend)
+    gold = oracle(z, torch.tensor([0]), torch.zeros(1, 2), q, torch.zeros(1, 2), torch.tensor([0]), 2, kl=kl)
+    torch.testing.assert_close(got.kd_logits.double(), gold[3], equal_nan=True)
+    torch.testing.assert_close(got.ce.double(), gold[1])
 
 
 def test_equal_student_and_teacher_have_no_divergence(backend):

@@ -22,6 +22,7 @@ from ssd_kernels import Rows, TopK, distill_hidden, distill_loss
         ("temperature", 0.0, "temperature must be positive"),
         ("temperature", float("inf"), "temperature must be positive and finite, got inf"),
         ("temperature", float("nan"), "temperature must be positive and finite, got nan"),
+        ("temperature", 1e-200, "temperature must be from 1e-150 to 1e150, got 1e-200"),
         ("alpha", float("nan"), "alpha must be from 0 to 1, got nan"),
         ("alpha", 1.5, "alpha must be from 0 to 1, got 1.5"),
         ("lam", -0.1, "lam must be from 0 to 1, got -0.1"),

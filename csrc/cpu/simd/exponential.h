@@ -63,7 +63,7 @@ inline void expm1_array(const double* x, int64_t count, double* out) {
     if (x[i] > 0.5 || x[i] < -0.5) out[i] = __builtin_expm1(x[i]);
 }
 
-// out = exp(x) for x <= 0; below -708 it is 3e-308.
+// out = exp(x) for x <= 0; from -708 down to -746 it is 3e-308, below it 0, so that 0 x -inf is NaN as elsewhere.
 inline void exp_array(const double* __restrict__ x, int64_t count, double* __restrict__ out) {
   constexpr double kRound = 0x1.8p52;
   for (int64_t i = 0; i < count; ++i) {
@@ -72,7 +72,8 @@ inline void exp_array(const double* __restrict__ x, int64_t count, double* __res
     const double power = shifted - kRound;
     const double r = (value - power * 0x1.62e42fefa3800p-1) - power * 0x1.ef35793c76730p-45;
     const double mantissa = 1.0 + r * expm1_over(r);
-    out[i] = bits_as_double(double_as_bits(mantissa) + (double_as_bits(shifted) << 52));
+    const double result = bits_as_double(double_as_bits(mantissa) + (double_as_bits(shifted) << 52));
+    out[i] = x[i] < -746.0 ? 0.0 : result;
   }
 }
 

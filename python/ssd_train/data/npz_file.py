@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 import zipfile
 from pathlib import Path
 from typing import BinaryIO
@@ -75,7 +76,9 @@ def _read_header(member: BinaryIO, path: Path, key: str) -> tuple[tuple[int, ...
     version = npy.read_magic(member)
     if version not in READERS:
         raise BadInput(f"{path}: {key} has .npy version {version}; expected 1.0 or 2.0")
-    shape, _, dtype = READERS[version](member)
+    with warnings.catch_warnings():  # numpy warns of headers that Python 2 wrote, which it reads
+        warnings.simplefilter("ignore", UserWarning)
+        shape, _, dtype = READERS[version](member)
     if not all(type(size) is int and size >= 0 for size in shape):
         raise BadInput(f"{path}: {key} has shape {shape}; expected sizes of 0 or more")
     return shape, dtype

@@ -186,14 +186,22 @@ inline void unite(const DistillHiddenParams& p, int64_t b, int64_t width, int32_
   u->count = count;
 }
 
-// log(Z / n) of n units of which `count` are h and the rest 0; shares become n times the probabilities.
-inline double shifted_partition(int64_t units, const double* h, int64_t count, double* shares) {
-  double largest = 0, sum = 0;
+// The largest of n units of which `count` are h and the rest 0.
+inline double largest_of(int64_t units, const double* h, int64_t count) {
+  double largest = count < units ? 0 : h[0];
   for (int64_t i = 0; i < count; ++i) largest = h[i] > largest ? h[i] : largest;
+  return largest;
+}
+
+// log(Z / n) of n units of which `count` are h and the rest 0; shares become n times the probabilities, then 0.
+inline double shifted_partition(int64_t units, const double* h, int64_t count, double* shares) {
+  const double largest = largest_of(units, h, count);
+  double sum = 0;
   for (int64_t i = 0; i < count; ++i) sum += __builtin_exp(h[i] - largest);
-  sum += static_cast<double>(units - count) * __builtin_exp(-largest);
+  if (count < units) sum += static_cast<double>(units - count) * __builtin_exp(-largest);
   const double log_mean = largest + __builtin_log(sum / static_cast<double>(units));
   for (int64_t i = 0; i < count; ++i) shares[i] = __builtin_exp(h[i] - log_mean);
+  for (int64_t i = count; i < whole(count); ++i) shares[i] = 0;
   return log_mean;
 }
 
@@ -204,6 +212,8 @@ inline double partitions(int64_t units, const Union& u) {
   uint32_t large = 0;
   for (int64_t i = 0; i < all; i += V::kWidth)
     large |= gt_mask(V::load(u.zs + i), V::set1(600)) | gt_mask(V::load(u.zt + i), V::set1(600));
+  // Where every unit is well below 0, n + sum expm1 cancels.
+  large |= u.count == units && (largest_of(units, u.zs, u.count) < -1 || largest_of(units, u.zt, u.count) < -1);
   if (large) return shifted_partition(units, u.zs, u.count, u.ps) - shifted_partition(units, u.zt, u.count, u.pt);
   expm1_array(u.zs, all, u.ps);
   expm1_array(u.zt, all, u.pt);
