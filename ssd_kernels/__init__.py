@@ -12,7 +12,7 @@ from .nn import SparseTopKLinear
 from .normalize import normalize_inputs
 from .optim import SparseSGD, clip_grad_norm_
 from .replace import replace_topk
-from .sdmlp_trainer import EpochStats, NonFiniteStep, QuadraticPenalty, SDMLPEngine, Teacher
+from .sdmlp_trainer import EpochStats, NonFiniteStep, QuadraticPenalty, SDMLPEngine, Share, Teacher, neuron_bounds
 from .sparse_linear import sparse_linear
 from .sparse_update import sparse_update_
 from .topk_linear import topk_linear
@@ -26,6 +26,7 @@ __all__ = [
     "QuadraticPenalty",
     "Rows",
     "SDMLPEngine",
+    "Share",
     "SparseSGD",
     "SparseTopKLinear",
     "Teacher",
@@ -35,6 +36,7 @@ __all__ = [
     "distill_hidden",
     "distill_loss",
     "gaba_linear",
+    "neuron_bounds",
     "normalize_inputs",
     "replace_topk",
     "sparse_linear",

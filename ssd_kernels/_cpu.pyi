@@ -48,6 +48,7 @@ def relu_mlp(
     arg0: int, arg1: int, arg2: int, arg3: int, arg4: int, arg5: tuple[int, int], arg6: tuple[int, int], arg7: int,
     arg8: tuple[int, int], arg9: int, arg10: int, arg11: int, arg12: int, arg13: str, /
 ) -> None: ...
+def sdmlp_neuron_bounds(*, neurons: int, size: int) -> list[int]: ...
 def simd_level(name: str) -> str: ...
 def sparse_linear_backward(
     arg0: int, arg1: int, arg2: int, arg3: int, arg4: int, arg5: int, arg6: int, arg7: int, arg8: int, arg9: int,
@@ -87,7 +88,7 @@ class SdmlpTrainer:
     def __init__(
         self, *, weight: int, output_weight: int, counts: int, neurons: int, inputs: int, classes: int, k: int,
         gaba_switch: float, lr: float, momentum: float, max_grad_norm: float, alpha: float, lam: float,
-        temperature: float, reverse_kl: bool, exhaustive: bool, cache_bytes: int, simd: str
+        temperature: float, reverse_kl: bool, exhaustive: bool, cache_bytes: int, simd: str, share: tuple[Any, ...]
     ) -> None: ...
     def train(
         self, *, x: int, y: int, samples: int, order: int, count: int, batch: int, teacher: tuple[Any, ...],

@@ -3,6 +3,7 @@
 #include "ssd/sdmlp_trainer.h"
 
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include "bindings.h"
 
@@ -37,6 +38,34 @@ struct Interrupt {
   }
 };
 
+// A Python callable bytes -> list of bytes, one of each process, by rank.
+class PythonExchange : public cpu::SdmlpExchange {
+ public:
+  explicit PythonExchange(py::function gather) : gather_(std::move(gather)) {}
+  ~PythonExchange() override {
+    py::gil_scoped_acquire gil;
+    gather_ = py::function();
+  }
+  std::vector<std::string> gather(const std::string& bytes) override {
+    py::gil_scoped_acquire gil;
+    return gather_(py::bytes(bytes)).cast<std::vector<std::string>>();
+  }
+
+ private:
+  py::function gather_;
+};
+
+// share: () or (gather, rank, size, by_neurons, first, all_neurons).
+cpu::SdmlpShare to_share(const py::tuple& share) {
+  if (share.empty()) return {};
+  return {std::make_shared<PythonExchange>(share[0].cast<py::function>()),
+          share[1].cast<int>(),
+          share[2].cast<int>(),
+          share[3].cast<bool>(),
+          share[4].cast<int64_t>(),
+          share[5].cast<int64_t>()};
+}
+
 py::dict to_dict(const SdmlpStats& s) {
   static const char* const kNames[cpu::kPhases] = {"select",   "scan",   "forward", "group",
                                                    "backward", "update", "refresh", "dense"};
@@ -56,6 +85,10 @@ py::dict to_dict(const SdmlpStats& s) {
   out["scanned"] = s.scanned;
   out["scored"] = s.scored;
   out["examined"] = s.examined;
+  out["sent"] = s.sent;
+  out["received"] = s.received;
+  out["exchanges"] = s.exchanges;
+  out["exchange_seconds"] = s.exchange_seconds;
   out["seconds"] = seconds;
   return out;
 }
@@ -63,7 +96,8 @@ py::dict to_dict(const SdmlpStats& s) {
 std::unique_ptr<SdmlpTrainer> make(uintptr_t weight, uintptr_t output_weight, uintptr_t counts, int64_t neurons,
                                    int64_t inputs, int64_t classes, int64_t k, double gaba_switch, float lr,
                                    float momentum, float max_grad_norm, double alpha, double lam, double temperature,
-                                   bool reverse_kl, bool exhaustive, int64_t cache_bytes, const std::string& simd) {
+                                   bool reverse_kl, bool exhaustive, int64_t cache_bytes, const std::string& simd,
+                                   const py::tuple& share) {
   SdmlpConfig config;
   config.neurons = neurons;
   config.inputs = inputs;
@@ -80,6 +114,7 @@ std::unique_ptr<SdmlpTrainer> make(uintptr_t weight, uintptr_t output_weight, ui
   config.exhaustive = exhaustive;
   config.cache_bytes = cache_bytes;
   config.simd = simd_level(simd);
+  config.share = to_share(share);
   return std::make_unique<SdmlpTrainer>(config, pointer<float>(weight), pointer<float>(output_weight),
                                         pointer<int64_t>(counts));
 }
@@ -147,12 +182,13 @@ py::tuple infer(SdmlpTrainer& trainer, uintptr_t x, int64_t samples, int threads
 }  // namespace
 
 void bind_sdmlp_trainer(py::module_& m) {
+  m.def("sdmlp_neuron_bounds", &cpu::sdmlp_neuron_bounds, py::kw_only(), py::arg("neurons"), py::arg("size"));
   py::class_<SdmlpTrainer>(m, "SdmlpTrainer")
       .def(py::init(&make), py::kw_only(), py::arg("weight"), py::arg("output_weight"), py::arg("counts"),
            py::arg("neurons"), py::arg("inputs"), py::arg("classes"), py::arg("k"), py::arg("gaba_switch"),
            py::arg("lr"), py::arg("momentum"), py::arg("max_grad_norm"), py::arg("alpha"), py::arg("lam"),
            py::arg("temperature"), py::arg("reverse_kl"), py::arg("exhaustive"), py::arg("cache_bytes"),
-           py::arg("simd"))
+           py::arg("simd"), py::arg("share"))
       .def("train", &train, py::kw_only(), py::arg("x"), py::arg("y"), py::arg("samples"), py::arg("order"),
            py::arg("count"), py::arg("batch"), py::arg("teacher"), py::arg("penalty"), py::arg("threads"),
            py::arg("should_stop"))

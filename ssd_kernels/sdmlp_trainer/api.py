@@ -13,7 +13,7 @@ from .._types import Backend, Divergence, Scan
 from . import checks
 from .native import NativeTrainer
 from .reference import ReferenceTrainer
-from .types import EpochStats, QuadraticPenalty, Settings, Teacher
+from .types import EpochStats, QuadraticPenalty, Settings, Share, Teacher
 
 _OP = "sdmlp_trainer"
 
@@ -44,6 +44,9 @@ class SDMLPEngine:
         scan: "auto", or "exhaustive" to score every neuron for every row.
         threads: number of threads; None means torch.get_num_threads() at each call.
         cache_mb: bound of the candidate lists in MiB; samples beyond it are scanned.
+        share: this process's part where several train one model; then backend is "cpu", and by neurons weight,
+            output_weight, counts, a penalty and frequencies are those of the neurons here. Weights, counts and losses
+            are bitwise those of one process.
 
     Raises:
         ValueError: an argument is out of range, or the backend cannot run here.
@@ -75,6 +78,7 @@ class SDMLPEngine:
         scan: Scan = "auto",
         threads: int | None = None,
         cache_mb: int = 1024,
+        share: Share | None = None,
     ) -> None:
         for name, tensor in (("weight", weight), ("output_weight", output_weight)):
             _checks.dense(name, tensor)
@@ -84,7 +88,11 @@ class SDMLPEngine:
         self.settings = Settings(k, gaba_switch, lr, momentum, max_grad_norm, alpha, lam, temperature, kl)
         checks.model(weight, output_weight, counts, any_float=self.backend == "reference")
         checks.settings(self.settings, weight.shape[0], scan, threads, cache_mb)
-        self._checker = checks.Checker(weight, output_weight)
+        self._neurons = weight.shape[0]  # of all processes
+        if share is not None:
+            checks.share(share, self.backend, self._neurons)
+            self._neurons = share.neurons
+        self._checker = checks.Checker(weight, output_weight, self._neurons)
         self.last_stats: EpochStats | None = None
         if self.backend == "reference":
             self._trainer: Any = ReferenceTrainer(weight, output_weight, counts, self.settings)
@@ -101,6 +109,7 @@ class SDMLPEngine:
                 exhaustive=scan == "exhaustive",
                 threads=threads,
                 cache_mb=cache_mb,
+                share=share,
             )
 
     @torch.no_grad()
@@ -173,8 +182,8 @@ class SDMLPEngine:
         """
         self._checker.samples(x)
         units = torch.unique(units.to(torch.int64))
-        if len(units) == 0 or units[0] < 0 or units[-1] >= len(self.counts):
-            raise ValueError(f"units must be distinct neurons in [0, {len(self.counts)}), got {units.tolist()[:8]}")
+        if len(units) == 0 or units[0] < 0 or units[-1] >= self._neurons:
+            raise ValueError(f"units must be distinct neurons in [0, {self._neurons}), got {units.tolist()[:8]}")
         logits, _, (values, indices, offsets) = self._trainer.infer(x, units)
         return Teacher(logits, units, values, indices, offsets)
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from .. import _checks
 from .._types import Rows
-from .types import QuadraticPenalty, Settings, Teacher
+from .types import QuadraticPenalty, Settings, Share, Teacher
 
 MOST_THREADS = 1024
+MOST_PROCESSES = 255
 _TINY = torch.finfo(torch.float32).tiny
 _LARGEST = torch.finfo(torch.float32).max
 _LONGEST_STEP = 1e38  # of both layers together: beyond it a weight may leave float32
@@ -53,6 +54,19 @@ def settings(s: Settings, neurons: int, scan: str, threads: int | None, cache_mb
         )
 
 
+def share(share: Share, backend: str, neurons: int) -> None:
+    """Refuses a part in a training by several processes that does not fit the model; neurons: R of the weights."""
+    if backend != "cpu":
+        raise ValueError(f"backend={backend!r}: several processes train one model with backend='cpu' only")
+    if not 0 <= share.rank < share.size <= MOST_PROCESSES:
+        raise ValueError(f"share has rank {share.rank} of {share.size}: allowed are 1 to {MOST_PROCESSES} processes")
+    bounds = share.bounds
+    own = bounds[share.rank + 1] - bounds[share.rank] if share.by == "neurons" else share.neurons
+    if own != neurons:
+        place = f"rank {share.rank} of {share.size}"
+        raise ValueError(f"{place} has {own} of {share.neurons} neurons, weight has {neurons}")
+
+
 def model(weight: Tensor, output_weight: Tensor, counts: Tensor, any_float: bool) -> None:
     """Refuses tensors that are no projected model: weight (R, D), output_weight (C, R), counts (R,)."""
     shapes = f"{tuple(weight.shape)} and {tuple(output_weight.shape)}"
@@ -77,7 +91,7 @@ def model(weight: Tensor, output_weight: Tensor, counts: Tensor, any_float: bool
 def numbers(weight: Tensor, output_weight: Tensor, counts: Tensor) -> None:
     """Refuses weights that the projection would change, numbers that are not finite, and negative counts."""
     for name, tensor in (("weight", weight), ("output_weight", output_weight)):
-        if not (tensor >= 0).all():
+        if not tensor.min() >= 0:  # NaN is the least of all
             raise ValueError(f"{name} must not be negative or NaN: apply the projection first")
     if not torch.isfinite(output_weight).all():
         raise ValueError("output_weight must be finite")
@@ -97,8 +111,8 @@ def on_device(name: str, tensor: Tensor, device: torch.device) -> None:
 class Checker:
     """The checks of a call's arguments against one model; remembers what it has seen."""
 
-    def __init__(self, weight: Tensor, output_weight: Tensor) -> None:
-        self.weight, self.output_weight = weight, output_weight
+    def __init__(self, weight: Tensor, output_weight: Tensor, neurons: int) -> None:
+        self.weight, self.output_weight, self.neurons = weight, output_weight, neurons
         # By kind: the tensors last found good, kept alive so that their identity means something, and their versions.
         self._seen: dict[str, tuple[tuple[Tensor, ...], tuple[int, ...]]] = {}
 
@@ -150,7 +164,7 @@ class Checker:
         _checks.integers("teacher.units", teacher.units, torch.int64, "(n,)")
         parts = (teacher.logits, teacher.units, teacher.values, teacher.indices, teacher.offsets)
         _checks.dense("teacher.logits", teacher.logits)
-        classes, neurons = self.output_weight.shape
+        classes, neurons = self.output_weight.shape[0], self.neurons
         if len(teacher.logits) != samples:
             raise ValueError(f"teacher was made for {len(teacher.logits)} samples, x has {samples}")
         if teacher.logits.shape != (samples, classes):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from .types import EpochStats, NonFiniteStep, QuadraticPenalty, Settings, Teacher
+from .types import EpochStats, NonFiniteStep, QuadraticPenalty, Settings, Share, Teacher
 
 
 class NativeTrainer:
@@ -25,12 +25,17 @@ class NativeTrainer:
         exhaustive: bool,
         threads: int | None,
         cache_mb: int,
+        share: Share | None = None,
     ) -> None:
         module, reason = _native.cpu_module()
         if module is None:
             raise ValueError(f"the native CPU module is not loaded ({reason})")
         self.weight, self.output_weight, self.counts = weight, output_weight, counts
-        self.settings, self._threads = settings, threads
+        self.settings, self._threads, self._share = settings, threads, share
+        by_neurons = share is not None and share.by == "neurons"
+        self._first = share.first if by_neurons else 0
+        self._neurons = share.neurons if by_neurons else weight.shape[0]  # of all processes
+        part = () if share is None else (share.gather, share.rank, share.size, by_neurons, self._first, self._neurons)
         self._trainer = module.SdmlpTrainer(
             weight=weight.data_ptr(),
             output_weight=output_weight.data_ptr(),
@@ -50,6 +55,7 @@ class NativeTrainer:
             exhaustive=exhaustive,
             cache_bytes=cache_mb << 20,
             simd=_native.simd_level(),
+            share=part,
         )
         self._x: Tensor | None = None
         self._versions: tuple[int, ...] = ()
@@ -86,11 +92,29 @@ class NativeTrainer:
     def infer(self, x: Tensor, units: Tensor | None = None) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Logits (N, C), frequencies (R,), and the activations of `units` as values, indices, offsets."""
         self._check_unchanged(None)
+        share = self._share
+        if share is None or share.by == "neurons":
+            return self._infer(x, units)
+        here = x[len(x) * share.rank // share.size : len(x) * (share.rank + 1) // share.size]
+        logits, frequencies, (values, indices, offsets) = self._infer(here, units)
+
+        def gathered(own: Tensor) -> list[Tensor]:
+            parts = share.gather(own.numpy().tobytes())
+            return [torch.frombuffer(bytearray(p), dtype=own.dtype) if p else own.new_empty(0) for p in parts]
+
+        logits = torch.cat(gathered(logits)).view(len(x), -1)
+        frequencies = torch.stack(gathered(frequencies)).sum(0)
+        lengths = torch.cat(gathered(offsets.diff()))
+        offsets = torch.zeros(len(x) + 1, dtype=torch.int64)
+        torch.cumsum(lengths, 0, out=offsets[1:] if units is not None else offsets[:0])
+        return logits, frequencies, (torch.cat(gathered(values)), torch.cat(gathered(indices)), offsets)
+
+    def _infer(self, x: Tensor, units: Tensor | None) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
         logits = torch.empty(x.shape[0], self.output_weight.shape[0])
         frequencies = torch.zeros(self.weight.shape[0], dtype=torch.int64)
         keep = None
         if units is not None:
-            keep = torch.zeros(self.weight.shape[0], dtype=torch.uint8)
+            keep = torch.zeros(self._neurons, dtype=torch.uint8)
             keep[units] = 1
         finite, offsets, indices, values = self._trainer.infer(
             x=x.data_ptr(),
@@ -160,14 +184,14 @@ class NativeTrainer:
             temperature = self.settings.temperature
             log_q = torch.log_softmax(teacher.logits.double() / temperature, 1)
             q = log_q.exp()
-            in_units = torch.zeros(self.weight.shape[0], dtype=torch.uint8)
+            in_units = torch.zeros(self._neurons, dtype=torch.uint8)
             in_units[teacher.units] = 1
             tensors = (
                 (log_q if self.settings.kl == "reverse" else q).contiguous(),
                 (q * log_q).sum(1).contiguous(),
-                in_units,
+                in_units[self._first :],  # the trainer counts neurons from the first one here
                 teacher.offsets.contiguous(),
-                teacher.indices.contiguous(),
+                (teacher.indices - self._first).contiguous(),
                 teacher.values.contiguous(),
                 _log_normaliser(teacher, temperature),
             )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from .. import _native
 from .._types import Divergence
 
 
@@ -23,6 +26,50 @@ class Settings:
     lam: float
     temperature: float
     kl: Divergence
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """This process's part where several train one model together; all must make the same calls in the same order.
+
+    Attributes:
+        gather: takes this process's bytes and returns those of every process, by rank; raises where one is lost.
+        rank, size: which process this is, of how many.
+        by: "samples": every process has all weights, and finds the winners of a part of each batch. "neurons": it has
+            the weights, counters and certificates of neurons bounds[rank] to bounds[rank + 1] - 1 (neuron_bounds), and
+            is given every sample.
+        neurons: R, of all processes together.
+    """
+
+    gather: Callable[[bytes], list[bytes]]
+    rank: int
+    size: int
+    by: Literal["samples", "neurons"]
+    neurons: int
+
+    @property
+    def bounds(self) -> list[int]:
+        """(size + 1,) where each process's neurons begin; by samples all are everywhere."""
+        if self.by == "samples":
+            return [0] * self.size + [self.neurons]
+        return neuron_bounds(self.neurons, self.size)
+
+    @property
+    def first(self) -> int:
+        """The first neuron here."""
+        return self.bounds[self.rank] if self.by == "neurons" else 0
+
+
+def neuron_bounds(neurons: int, size: int) -> list[int]:
+    """Where each of `size` processes' neurons begin and, last, end; (size + 1,).
+
+    The engine sums over neurons in 16 ranges of whole 64s, whatever trains it; a process has whole ranges, as near to
+    an even share as they allow. With few neurons or many processes some have none.
+    """
+    module, reason = _native.cpu_module()
+    if module is None:
+        raise ValueError(f"the native CPU module is not loaded ({reason})")
+    return module.sdmlp_neuron_bounds(neurons=neurons, size=size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +121,8 @@ class EpochStats:
         certified, refreshed, scanned: rows proved by certificates, rows scanned ahead to renew them, rows scanned.
         scored, examined: means per certified row, of the neurons scored and of the bounds looked at.
         seconds: wall-clock seconds per phase.
+        exchanges, sent, received, exchange_seconds: with a Share, calls of its gather, the bytes given to it (each
+            other process gets them), those of all others, and the seconds spent in it.
     """
 
     loss: float = 0.0
@@ -90,6 +139,10 @@ class EpochStats:
     scored: float = 0.0
     examined: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
+    exchanges: int = 0
+    sent: int = 0
+    received: int = 0
+    exchange_seconds: float = 0.0
 
 
 class NonFiniteStep(FloatingPointError):

@@ -179,15 +179,19 @@ void SdmlpTrainer::Impl::forward(const SdmlpEpoch& epoch, int which, int batch) 
   const float* gradient = &dy[static_cast<size_t>(which) * Cp];
   kernel.backward_row(row.index.data(), row.count, output.data(), static_cast<int>(C), Cp, gradient, row.dh.data());
   hidden_loss(epoch, which, batch);
+  cut_into_chunks(row);
+}
 
-  // Where each chunk of neurons begins in the row's ascending list.
+// Where each chunk of neurons begins in the row's ascending list.
+void SdmlpTrainer::Impl::cut_into_chunks(Row& row) const {
   row.chunk_begin.resize(kUpdateChunks + 1);
   int at = 0;
   for (int chunk = 0; chunk < kUpdateChunks; ++chunk) {
     while (at < row.count && row.index[at] < chunks[chunk].begin) ++at;
     row.chunk_begin[chunk] = at;
   }
-  row.chunk_begin[kUpdateChunks] = row.count;
+  while (at < row.count && row.index[at] < R) ++at;  // neurons of other processes follow
+  row.chunk_begin[kUpdateChunks] = at;
 }
 
 }  // namespace ssd::cpu

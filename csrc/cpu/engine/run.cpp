@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "engine/state.h"
 #include "ssd/float_mode.h"
@@ -75,8 +76,9 @@ struct SdmlpTrainer::Impl::Run {
     if (epoch.interrupted && time - last_poll > 0.1) {
       last_poll = time;
       if (epoch.interrupted(epoch.context)) {
-        stop = true;
-        return;
+        agreed.stop = true;  // where there are other processes, they must stop here too
+        stop = !self.cfg.share.exchange;
+        if (stop) return;
       }
     }
     batch = std::min(epoch.batch, epoch.count - position);
@@ -90,6 +92,8 @@ struct SdmlpTrainer::Impl::Run {
     if (self.certificates.active() && position >= window_end) {
       window_end = std::min(epoch.count, position + kWindow);
       refresh = self.certificates.expiring(epoch.order, position, window_end);
+      refresh.erase(std::remove_if(refresh.begin(), refresh.end(), [&](int64_t at) { return !is_here(at); }),
+                    refresh.end());
       for (int64_t& at : refresh) at = epoch.order[at];
       if (!refresh.empty()) self.certificates.take_snapshot();
     }
@@ -108,6 +112,10 @@ struct SdmlpTrainer::Impl::Run {
     }
   }
   std::vector<int64_t> place;  // (N,) last position of every sample
+  // (count,) by samples: the process that finds the winners of each position; else empty.
+  std::vector<uint8_t> owner;
+  Agreement agreed;
+  bool is_here(int64_t at) const { return owner.empty() || owner[at] == self.cfg.share.rank; }
 
   void program() {
     next_batch();
@@ -188,6 +196,12 @@ struct SdmlpTrainer::Impl::Run {
       return;
     }
     select();
+    if (self.by_samples() && !dense && !stop) {
+      const Agreement all = agree([&] { self.gather_rows(&owner[position], static_cast<int>(batch), &agreed); });
+      proved = static_cast<int>(all.proved);
+    }
+    if (self.by_neurons() && !dense && !stop && !non_finite.load()) forward_together();
+    if (stop) return;
     if (non_finite.load()) {
       stop = true;
     } else if (dense) {
@@ -204,22 +218,61 @@ struct SdmlpTrainer::Impl::Run {
     if (certify) {
       team.for_each((n + kRowChunk - 1) / kRowChunk, [&](int c, int thread) {
         const int end = std::min(n, (c + 1) * kRowChunk);  // rows of other chunks may be written to meanwhile
-        for (int b = c * kRowChunk; b < end; ++b) certify_row(b, b + 1 < end, self.scratch[thread]);
+        for (int b = c * kRowChunk; b < end; ++b)
+          if (is_here(position + b)) certify_row(b, b + 1 < end, self.scratch[thread]);
       });
     }
-    for (int b = 0; b < n; ++b)
-      if (!self.rows[b].certified) self.pending.push_back(b);
-    proved = n - static_cast<int>(self.pending.size());
+    int here = 0;
+    for (int b = 0; b < n; ++b) {
+      here += is_here(position + b);
+      if (!self.rows[b].certified && is_here(position + b)) self.pending.push_back(b);
+    }
+    proved = here - static_cast<int>(self.pending.size());
     if (!self.pending.empty()) self.certificates.take_snapshot();
     lap(kSelect);
-    if (proved < n) scan_pending(certify ? self.certificates.gap() : 0.f, coefficients());
-    if (!dense || non_finite.load()) return;
+    if (proved < here) scan_pending(certify ? self.certificates.gap() : 0.f, coefficients());
+    if (self.by_neurons() || (self.by_samples() && dense)) share_thresholds();
+    if (!dense || stop || non_finite.load()) return;
     // A row without any positive score breaks the all-active form: this step takes the lists of active neurons.
     for (int b = 0; b < n; ++b) dense = dense && self.rows[b].threshold > 0;
     if (dense) return;
-    self.pending.resize(n);
-    for (int b = 0; b < n; ++b) self.pending[b] = b;
+    self.pending.clear();
+    for (int b = 0; b < n; ++b)
+      if (is_here(position + b)) self.pending.push_back(b);
     scan_pending(0.f, self.gaba.data());
+    if (self.by_neurons()) share_thresholds();
+  }
+
+  // One exchange that begins with what all processes must see alike; what it comes to.
+  template <class Exchange>
+  Agreement agree(Exchange&& exchange) {
+    agreed.bad_sample = bad_sample.load();
+    agreed.proved = proved;
+    exchange();
+    stop = stop || agreed.stop;
+    if (agreed.bad_sample != std::numeric_limits<int64_t>::max()) bad_score(agreed.bad_sample);
+    return agreed;
+  }
+
+  void share_thresholds() {
+    const int n = static_cast<int>(batch);
+    const Agreement all = agree([&] {
+      if (self.by_neurons()) {
+        self.merge_thresholds(n, &agreed);
+      } else {
+        self.gather_thresholds(&owner[position], n, &agreed);
+      }
+    });
+    proved = static_cast<int>(all.proved);
+  }
+
+  void forward_together() {
+    const int n = static_cast<int>(batch);
+    self.gather_lists(n);
+    team.for_each((n + kRowChunk - 1) / kRowChunk, [&](int c, int) {
+      for (int b = c * kRowChunk; b < std::min(n, (c + 1) * kRowChunk); ++b) self.forward_gathered(epoch, b, n);
+    });
+    lap(kForward);
   }
 
   void certify_row(int b, bool more, ScratchRow& scratch) {
@@ -230,9 +283,13 @@ struct SdmlpTrainer::Impl::Run {
         !self.certificates.certify(row.sample, row.x, self.weight, scratch, &count, &row.threshold))
       return;
     row.certified = true;
-    if (self.threshold_only) return;
+    if (self.by_neurons()) self.keep_best(row, scratch.score.data(), count, row.threshold);
+    if (self.threshold_only) {
+      row.count = 0;
+      return;
+    }
     self.activate(row, scratch.index.data(), scratch.score.data(), count, row.threshold);
-    self.forward(epoch, b, static_cast<int>(batch));
+    if (!self.by_neurons()) self.forward(epoch, b, static_cast<int>(batch));
   }
 
   void scan_pending(float gap, const float* coefficients) {
@@ -251,8 +308,8 @@ struct SdmlpTrainer::Impl::Run {
       for (int i = c * kRowChunk; i < std::min(all, (c + 1) * kRowChunk); ++i) {
         const int b = self.pending[i];
         finish(b, i, gap, self.scratch[thread], !self.rows[b].duplicate, coefficients);
-        if (i < rest && coefficients == self.gaba.data() && !non_finite.load(std::memory_order_relaxed))
-          self.forward(epoch, b, n);
+        const bool good = !non_finite.load(std::memory_order_relaxed);
+        if (i < rest && coefficients == self.gaba.data() && good && !self.by_neurons()) self.forward(epoch, b, n);
       }
     });
     lap(kForward);
@@ -290,12 +347,13 @@ struct SdmlpTrainer::Impl::Run {
 
   // Clips and applies the touched neurons' gradients.
   void update_step() {
+    if (self.by_neurons()) touched_sum += self.gather_norms(false);
     if (!clip(0.0)) return;
     lap(kBackward);
     team.for_each(kUpdateChunks, [&](int c, int) { self.update(c, static_cast<float>(scale), epoch.penalty); });
     self.products_valid = false;
     for (const UpdateChunk& chunk : self.chunks) {
-      touched_sum += static_cast<double>(chunk.neuron.size());
+      if (!self.by_neurons()) touched_sum += static_cast<double>(chunk.neuron.size());
       if (self.all_active())
         for (int32_t j : chunk.neuron) self.highest_count = std::max(self.highest_count, self.counts[j]);
     }
@@ -315,13 +373,14 @@ struct SdmlpTrainer::Impl::Run {
     team.for_each(static_cast<int>(self.C), [&](int c, int) { self.dense_gradient(c, n); });
     lap(kDense);
     team.for_each(kUpdateChunks, [&](int c, int) { self.dense_output_gradient(c); });
+    if (self.by_neurons()) self.gather_norms(true);
     const double weight_norm2 = self.dense_weight_norm2();
     if (!clip(weight_norm2 < 0 ? 0.0 : weight_norm2)) return;  // rounding may leave it below 0
     lap(kBackward);
     team.for_each(kUpdateChunks, [&](int c, int) { self.dense_update(c, static_cast<float>(scale), n); });
     self.dense_collect();
     self.highest_count += n;
-    touched_sum += static_cast<double>(self.R);
+    touched_sum += static_cast<double>(self.all_neurons());
     end_step();
   }
 
@@ -357,9 +416,9 @@ struct SdmlpTrainer::Impl::Run {
     for (const UpdateChunk& chunk : self.chunks) {
       for (size_t s = 0; s < chunk.neuron.size(); ++s) {
         if (!std::isfinite(self.kernel.square_norm(&chunk.gradient[s * self.D], self.D)))
-          return {"gradient of weight", -1, chunk.neuron[s]};
+          return {"gradient of weight", -1, self.cfg.share.first + chunk.neuron[s]};
         if (!std::isfinite(self.kernel.square_norm(&chunk.output_gradient[s * self.Cp], self.Cp)))
-          return {"gradient of output_weight", -1, chunk.neuron[s]};
+          return {"gradient of output_weight", -1, self.cfg.share.first + chunk.neuron[s]};
       }
     }
     for (size_t j = 0; epoch.penalty && j < self.pull_norm2.size(); ++j)
@@ -401,6 +460,10 @@ struct SdmlpTrainer::Impl::Run {
     stats.grad_norm = steps ? grad_norm_sum / steps : 0;
     stats.touched = steps ? touched_sum / steps : 0;
     stats.steps = steps;
+    stats.sent = std::exchange(self.sent, 0);
+    stats.received = std::exchange(self.received, 0);
+    stats.exchanges = std::exchange(self.exchanges, 0);
+    stats.exchange_seconds = std::exchange(self.exchange_seconds, 0.0);
     double scored = 0, examined = 0;
     for (ScratchRow& scratch : self.scratch) {
       scored += static_cast<double>(scratch.scored);
@@ -423,6 +486,7 @@ SdmlpStats SdmlpTrainer::train(const SdmlpEpoch& epoch, int threads) {
   self.y.resize(rows * self.Cp);
   self.dy.resize(rows * self.Cp);
 
+  if (self.cfg.share.exchange) self.agree_on_call(epoch);
   if (epoch.penalty) self.prepare_penalty(*epoch.penalty);
   const bool dense = self.dense_form(epoch);
   if (self.threshold_only != dense) {
@@ -438,6 +502,7 @@ SdmlpStats SdmlpTrainer::train(const SdmlpEpoch& epoch, int threads) {
   run.mark = run.last_poll = now();
   run.place.assign(epoch.samples, -1);
   run.listed.assign(epoch.samples, false);
+  if (self.by_samples()) run.owner = self.share_batches(epoch);
   if (!self.cfg.exhaustive) {
     self.certificates.bind(epoch.x, epoch.samples, self.likely.data());
     if (self.certificates.begin_epoch(dense ? static_cast<double>(self.K) : self.last_active)) self.begin_era();

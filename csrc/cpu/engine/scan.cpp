@@ -187,6 +187,7 @@ bool SdmlpTrainer::Impl::finish_scan(int which, int position, ScanPlan plan, flo
     threshold = std::max(threshold, all.heap[K]);
   }
   row.threshold = threshold;
+  if (by_neurons()) keep_best(row, all.heap.data(), static_cast<int>(all.heap.size()), scan_floors[position]);
   remember(row, all.index.data(), all.score.data(), all.count);
   if (gap > 0) {
     // Ranges scanned apart have lower running thresholds: only what exceeds the row's own is kept.
@@ -283,6 +284,17 @@ void SdmlpTrainer::Impl::remember(Row& row, const int32_t* index, const float* s
 void SdmlpTrainer::Impl::activate(Row& row, const int32_t* index, const float* score, int n, float threshold) {
   row.reserve(n);
   row.threshold = threshold;
+  if (by_neurons()) {
+    std::copy_n(index, n, row.index.begin());
+    std::copy_n(score, n, row.h.begin());
+    row.count = n;
+    return;
+  }
+  inhibit(row, index, score, n);
+}
+
+void SdmlpTrainer::Impl::inhibit(Row& row, const int32_t* index, const float* score, int n) {
+  const float threshold = row.threshold;
   int count = 0;
   bool ascending = true;
   for (int e = 0; e < n; ++e) {

@@ -3,6 +3,7 @@
 //   loss.cpp    outputs, losses, gradients       certificates/certificates.cpp  exact winners without scanning
 //   update.cpp  gradients, update of the rows    forms/all_active.cpp           the phase with every neuron active
 //   trainer.cpp state and inference              forms/tiles.cpp                the form for many active neurons
+//   processes.cpp  what several processes that train one model exchange
 #pragma once
 
 #include <atomic>
@@ -54,6 +55,11 @@ struct Row {
   std::vector<float> h, dh;      // (count,) activation, and the loss's gradient
   std::vector<int> chunk_begin;  // (kUpdateChunks + 1,) where each chunk of neurons begins in index
   double ce = 0, kd_hidden = 0, kd_logits = 0;
+  // Shared by neurons: the K + 1 best scores here; then, of all processes' active neurons, where each one's column of V
+  // stands in gathered_output, and which entries are those of the neurons here.
+  std::vector<float> best;
+  std::vector<int32_t> slot;
+  int own_begin = 0, own_end = 0;
 
   void reserve(int64_t entries) {
     if (static_cast<int64_t>(index.size()) < entries) {
@@ -123,6 +129,12 @@ class InUse {
 
  private:
   std::atomic<bool>& busy_;
+};
+
+// What all processes must see alike before a step: whether one was asked to stop, the least sample with a bad score
+// (the largest number: none), and the rows that certificates covered (by samples: of all, by neurons: of the least).
+struct Agreement {
+  int64_t stop = 0, bad_sample = 0, proved = 0;
 };
 
 struct SdmlpTrainer::Impl {
@@ -220,7 +232,9 @@ struct SdmlpTrainer::Impl {
   void scan(const int* which, int n, ScanPlan plan, int group, int part, float gap, const float* coefficients);
   // Merges a row's lists into its threshold and active neurons; false when a score is NaN. As in scan.
   bool finish_scan(int which, int position, ScanPlan plan, float gap, const float* coefficients);
+  // The row's active neurons among those scored; shared by neurons, only keeps them until the threshold is known.
   void activate(Row& row, const int32_t* index, const float* score, int n, float threshold);
+  void inhibit(Row& row, const int32_t* index, const float* score, int n);  // index, score: of row itself or others
 
   // ---- loss.cpp
   void logit_losses(const SdmlpEpoch& epoch, int which, int batch);
@@ -264,6 +278,29 @@ struct SdmlpTrainer::Impl {
   void begin_era();
   void prepare_penalty(const SdmlpPenalty& penalty);
   double pull_norm(int64_t neuron, const SdmlpPenalty& penalty, std::vector<float>& pull) const;
+
+  // ---- processes.cpp; nothing of it is called where one process trains.
+  bool by_neurons() const { return cfg.share.exchange && cfg.share.by_neurons; }
+  bool by_samples() const { return cfg.share.exchange && !cfg.share.by_neurons; }
+  int64_t all_neurons() const { return by_neurons() ? cfg.share.all_neurons : R; }
+  std::vector<std::string> gather(const std::string& bytes);
+  void keep_best(Row& row, const float* score, int n, float least) const;
+  void agree_on_call(const SdmlpEpoch& epoch);                        // and on the largest counter
+  std::vector<uint8_t> share_batches(const SdmlpEpoch& epoch) const;  // (count,) by samples: the rank of each position
+  void merge_thresholds(int batch, Agreement* agreed);                // by neurons
+  void gather_thresholds(const uint8_t* owner, int batch, Agreement* agreed);  // by samples
+  void gather_rows(const uint8_t* owner, int batch, Agreement* agreed);
+  void gather_lists(int batch);
+  void forward_gathered(const SdmlpEpoch& epoch, int which, int batch);
+  void cut_into_chunks(Row& row) const;                    // loss.cpp
+  bool infer_together(int n, bool finite, float* logits);  // false: a score of some process is NaN
+  double gather_norms(
+      bool dense);  // of the ranges, and the largest counter after the step; returns the neurons touched in all
+  void gather_products();
+  Floats gathered_output;             // (slots, Cp)
+  std::vector<int32_t> touched_slot;  // (R,) scratch, -1 between calls
+  int64_t sent = 0, received = 0, exchanges = 0;
+  double exchange_seconds = 0;
 
   // ---- trainer.cpp
   struct Run;

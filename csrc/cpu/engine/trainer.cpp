@@ -37,9 +37,10 @@ SdmlpTrainer::Impl::Impl(const SdmlpConfig& config, float* weight_, float* outpu
   stale_output.assign((R + 63) / 64, 0);
   chunks.resize(kUpdateChunks);
   for (int c = 0; c < kUpdateChunks; ++c) {
-    const int64_t words = (R + 63) / 64;  // ranges end at multiples of 64: no two share a word of stale_output
-    chunks[c].begin = std::min(R, words * c / kUpdateChunks * 64);
-    chunks[c].end = std::min(R, words * (c + 1) / kUpdateChunks * 64);
+    // Ranges end at multiples of 64: no two share a word of stale_output. Those of other processes are empty here.
+    const int64_t words = (all_neurons() + 63) / 64, first = by_neurons() ? cfg.share.first : 0;
+    chunks[c].begin = std::clamp<int64_t>(words * c / kUpdateChunks * 64 - first, 0, R);
+    chunks[c].end = std::clamp<int64_t>(words * (c + 1) / kUpdateChunks * 64 - first, 0, R);
     chunks[c].bitmap.assign((chunks[c].end - chunks[c].begin + 63) / 64, 0);
     chunks[c].slot_of.assign(chunks[c].end - chunks[c].begin, 0);
   }
@@ -126,18 +127,22 @@ bool SdmlpTrainer::infer(const float* x, int64_t samples, int threads, float* lo
         finite.store(false);
         row.count = 0;
       }
-      if (!logits) return;
+      if (!logits || self.by_neurons()) return;
       float* y = &outputs[static_cast<size_t>(i) * self.Cp];
       self.kernel.output_row(row.index.data(), row.h.data(), row.count, self.output.data(), self.Cp, y);
       std::copy_n(y, self.C, logits + (begin + i) * self.C);
     });
     self.scan_end(n);
+    if (self.by_neurons() && !self.infer_together(n, finite.load(), logits ? logits + begin * self.C : nullptr))
+      return false;
+    const int32_t first = self.by_neurons() ? static_cast<int32_t>(self.cfg.share.first) : 0;
     for (int i = 0; i < n; ++i) {
       const Row& row = self.rows[i];
       for (int e = 0; e < row.count; ++e) {
-        if (frequencies) ++frequencies[row.index[e]];
-        if (activations && keep[row.index[e]]) {
-          activations->indices.push_back(row.index[e]);
+        const int32_t j = row.index[e];  // of another process: below 0, or R and more
+        if (frequencies && j >= 0 && j < self.R) ++frequencies[j];
+        if (activations && keep[first + j]) {
+          activations->indices.push_back(first + j);
           activations->values.push_back(row.h[e]);
         }
       }

@@ -4,11 +4,33 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "ssd/simd_level.h"
 
 namespace ssd::cpu {
+
+// How processes that train one model together tell each other what they found.
+class SdmlpExchange {
+ public:
+  virtual ~SdmlpExchange() = default;
+  // Every process's bytes, by rank. All call it equally often; throws where another one is lost.
+  virtual std::vector<std::string> gather(const std::string& bytes) = 0;
+};
+
+// The part of this process in the training of one model. By samples: each has all weights, and finds the winners of a
+// part of every batch. By neurons: each has the weights of a range of neurons that whole update ranges make up
+// (sdmlp_neuron_bounds), and sees every sample.
+struct SdmlpShare {
+  std::shared_ptr<SdmlpExchange> exchange;  // null: there is one process
+  int rank = 0, size = 1;
+  bool by_neurons = false;
+  int64_t first = 0, all_neurons = 0;  // by neurons: the first one here, of how many in all
+};
+
+// Where the neurons of each process begin and, last, end: (size + 1,). Some may be empty where neurons are few.
+std::vector<int64_t> sdmlp_neuron_bounds(int64_t neurons, int size);
 
 struct SdmlpConfig {
   int64_t neurons = 0, inputs = 0, classes = 0;
@@ -21,6 +43,7 @@ struct SdmlpConfig {
   int64_t cache_bytes = 1 << 30;  // bound of the candidate lists
   double tile_active = 64;        // active neurons per row from which a step keeps no lists of them: speed, never bits
   SimdLevel simd = SimdLevel::kGeneric;
+  SdmlpShare share;
 };
 
 // The frozen teacher, evaluated once on the samples of a task. All pointers are the caller's.
@@ -72,7 +95,9 @@ struct SdmlpStats {
   int64_t certified = 0, refreshed = 0, scanned = 0;  // rows
   double scored = 0, examined = 0;                    // means per certified row: neurons scored, bounds looked at
   double seconds[kPhases] = {};
-  SdmlpFailure failure;  // why the call ended before a step, where one could not be taken
+  int64_t sent = 0, received = 0, exchanges = 0;  // bytes to and from each other process, and calls of its exchange
+  double exchange_seconds = 0;                    // of the seconds above, spent waiting for others
+  SdmlpFailure failure;                           // why the call ended before a step, where one could not be taken
 };
 
 // Rows of sparse activations, as make_teacher wants them.
@@ -91,7 +116,8 @@ class SdmlpTrainer {
   SdmlpStats train(const SdmlpEpoch& epoch, int threads);
 
   // Forward of N rows without counting: logits (N, C) if not null; frequencies (R,) += 1 per sample with h > 0 if not
-  // null; activations of the neurons with keep[j] != 0 if not null. False when a score is NaN.
+  // null; activations of the neurons with keep[j] != 0 if not null. False when a score is NaN. Shared by neurons:
+  // frequencies are those of the neurons here, keep and the activations are of all neurons.
   bool infer(const float* x, int64_t samples, int threads, float* logits, int64_t* frequencies, const uint8_t* keep,
              SdmlpActivations* activations);
 

@@ -38,6 +38,7 @@ void SdmlpTrainer::Impl::add_products(Products& part, int64_t j, int n) {
 }
 
 void SdmlpTrainer::Impl::dense_collect() {
+  if (by_neurons()) gather_products();
   products.vw.assign(C * D, 0.f);
   products.vg.assign(C, 0.0);
   products.vv.assign(C * Cp, 0.f);
@@ -56,7 +57,7 @@ void SdmlpTrainer::Impl::dense_forward(const SdmlpEpoch& epoch, int which, int b
   kernel.score_block(x, 1, products.vw.data(), static_cast<int>(C), D, logits, Cp);
   for (int64_t c = 0; c < C; ++c)
     logits[c] = static_cast<float>(logits[c] - static_cast<double>(row.threshold) * products.vg[c]);
-  row.count = static_cast<int>(R);
+  row.count = static_cast<int>(all_neurons());
   logit_losses(epoch, which, batch);
 }
 

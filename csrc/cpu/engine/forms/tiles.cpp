@@ -19,7 +19,8 @@ constexpr int kGradientNeurons = 64;  // neurons whose dh is made at once
 
 bool SdmlpTrainer::Impl::tile_form(int64_t batch) const {
   const int64_t columns = (batch + kTileColumns - 1) / kTileColumns * kTileColumns;
-  return recent_active > cfg.tile_active && R * columns * 4 <= kTileBytes && !certificates.active();
+  return !cfg.share.exchange && recent_active > cfg.tile_active && R * columns * 4 <= kTileBytes &&
+         !certificates.active();
 }
 
 void SdmlpTrainer::Impl::tile_begin(const SdmlpEpoch& epoch, int batch) {
