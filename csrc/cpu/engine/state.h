@@ -1,8 +1,9 @@
 // The SDMLP trainer's state and the parts of one step. Plain C++: the inner loops are in kernels.h.
-//   run.cpp     the step loop                    scan.cpp                       exact winners by scanning
-//   loss.cpp    outputs, losses, gradients       certificates/certificates.cpp  exact winners without scanning
-//   update.cpp  gradients, update of the rows    forms/all_active.cpp           the phase with every neuron active
-//   trainer.cpp state and inference              forms/tiles.cpp                the form for many active neurons
+//   run.cpp     the step loop (run.h)             scan.cpp                       exact winners by scanning
+//   winners.cpp a batch's winners                 certificates/certificates.cpp  exact winners without scanning
+//   step.cpp    the three forms of a step         forms/all_active.cpp           the phase with every neuron active
+//   loss.cpp    outputs, losses, gradients        forms/tiles.cpp                the form for many active neurons
+//   update.cpp  gradients, update of the rows     trainer.cpp                    state and inference
 //   processes.cpp  what several processes that train one model exchange
 #pragma once
 
@@ -302,8 +303,9 @@ struct SdmlpTrainer::Impl {
   int64_t sent = 0, received = 0, exchanges = 0;
   double exchange_seconds = 0;
 
-  // ---- trainer.cpp
-  struct Run;
+  struct Run;  // run.h
+
+  // ---- winners.cpp
   double measure_active(const SdmlpEpoch& epoch);
 };
 
