@@ -9,7 +9,8 @@
 
 namespace ssd::cpu {
 
-constexpr int kTileColumns = 16;  // batch rows that the tile kernels take side by side: one cache line
+constexpr int kPreselectBlock = 64;  // most neurons of one call of preselect
+constexpr int kTileColumns = 16;     // batch rows that the tile kernels take side by side: one cache line
 
 struct SdmlpKernels {
   // scores[i * ld + j] = canonical dot of x[i] (D,) with row j of w (nw, D).
@@ -30,9 +31,9 @@ struct SdmlpKernels {
   // preselect_bytes(rows, D) bytes, 64-byte aligned; preselect_load rounds x (rows, D) into it.
   int64_t (*preselect_bytes)(int rows, int64_t D) = nullptr;
   void (*preselect_load)(void* state, const float* x, int rows, int64_t D) = nullptr;
-  // What filter keeps of `neurons` <= 64 rows of w for every row of x, by each row's own floor: (row, base + j,
-  // canonical score), j ascending for each row. Room for 64 * rows entries. gaba within [0, 1], floors >= 0.
-  // *candidates is raised by the number of neurons that had to be scored in fp32.
+  // What filter keeps of `neurons` <= kPreselectBlock rows of w for every row of x, by each row's own floor: (row, base
+  // + j, canonical score), j ascending for each row. Room for kPreselectBlock * rows entries. gaba within [0, 1],
+  // floors >= 0. *candidates is raised by the number of neurons that had to be scored in fp32.
   int (*preselect)(void* state, const float* w, int neurons, int64_t next_bytes, const float* gaba, const float* floors,
                    float gap, int32_t base, int32_t* row, int32_t* index, float* score, int64_t* candidates) = nullptr;
   // The entries of a candidate list that may matter when the layer's threshold is at least `floor`:

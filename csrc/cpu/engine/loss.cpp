@@ -116,11 +116,10 @@ void SdmlpTrainer::Impl::logit_losses(const SdmlpEpoch& epoch, int which, int ba
   float* gradient = &dy[static_cast<size_t>(which) * Cp];
   const SdmlpTeacher* teacher = epoch.teacher;
   const double ce_weight = teacher ? cfg.alpha : 1.0;
-  constexpr int kInline = 256;
-  double inline_buffer[2 * kInline];
+  double inline_buffer[2 * kInlineClasses];
   std::vector<double> heap_buffer;
   double* p = inline_buffer;
-  if (C > kInline) {
+  if (C > kInlineClasses) {
     heap_buffer.resize(2 * C);
     p = heap_buffer.data();
   }

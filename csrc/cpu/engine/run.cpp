@@ -24,7 +24,7 @@ void SdmlpTrainer::Impl::Run::next_batch() {
     return;
   }
   const double time = now();
-  if (epoch.interrupted && time - last_poll > 0.1) {
+  if (epoch.interrupted && time - last_poll > kPollSeconds) {
     last_poll = time;
     if (epoch.interrupted(epoch.context)) {
       agreed.stop = true;  // where there are other processes, they must stop here too
@@ -41,7 +41,7 @@ void SdmlpTrainer::Impl::Run::next_batch() {
   }
   refresh.clear();
   if (self.certificates.active() && position >= window_end) {
-    window_end = std::min(epoch.count, position + kWindow);
+    window_end = std::min(epoch.count, position + kLookAhead);
     refresh = self.certificates.expiring(epoch.order, position, window_end);
     refresh.erase(std::remove_if(refresh.begin(), refresh.end(), [&](int64_t at) { return !is_here(at); }),
                   refresh.end());
@@ -138,7 +138,8 @@ SdmlpStats SdmlpTrainer::train(const SdmlpEpoch& epoch, int threads) {
   const InUse use(self.busy);
   const FloatMode mode;
   SdmlpStats stats;
-  const size_t rows = static_cast<size_t>(std::max<int64_t>(epoch.batch, 256)) + Certificates::kCompanyMost;
+  const size_t rows =
+      static_cast<size_t>(std::max(epoch.batch, EnginePolicy::kRefreshRows)) + Certificates::kCompanyMost;
   if (self.rows.size() < rows) self.rows.resize(rows);
   self.y.resize(rows * self.Cp);
   self.dy.resize(rows * self.Cp);
@@ -150,7 +151,8 @@ SdmlpStats SdmlpTrainer::train(const SdmlpEpoch& epoch, int threads) {
     self.threshold_only = dense;
     self.certificates.change_gaba(dense ? self.ones : self.gaba, dense);
   }
-  if (!self.cfg.exhaustive && !dense && self.last_active > 1e29) self.last_active = self.measure_active(epoch);
+  if (!self.cfg.exhaustive && !dense && self.last_active >= kUnknownActive)
+    self.last_active = self.measure_active(epoch);
 
   self.use_threads(threads);
   if (static_cast<int64_t>(self.likely.size()) != epoch.samples * (self.K + 1))

@@ -25,9 +25,7 @@ struct SdmlpTrainer::Impl::Run {
   std::atomic<bool> non_finite{false};  // a score was NaN
   std::atomic<int64_t> bad_sample{std::numeric_limits<int64_t>::max()};  // the least sample that had one
   ScanPlan plan;
-  int64_t window_end = 0;                   // position up to which certificates have been looked at
-  static constexpr int64_t kWindow = 1024;  // rows whose certificates are looked at together
-  static constexpr int kRowChunk = 8;
+  int64_t window_end = 0;        // position up to which certificates have been looked at
   std::vector<int64_t> refresh;  // samples of a batch refresh
   std::vector<int64_t> place;    // (N,) last position of every sample
   std::vector<bool> listed;      // (N,) scratch of take_along

@@ -11,15 +11,18 @@ namespace ssd::cpu {
 SdmlpTrainer::Impl::ScanPlan SdmlpTrainer::Impl::plan_scan(int n, const float* coefficients) const {
   ScanPlan plan;
   // bf16 where there are rows enough to share the rounding of W, and no coefficient lets everything through.
-  plan.preselect = kernel.preselect && n >= 16 && D >= 32 && R >= 256;
+  plan.preselect =
+      kernel.preselect && n >= kPreselectLeastRows && D >= kPreselectLeastInputs && R >= kPreselectLeastNeurons;
   float least = 1.f;
   for (int64_t j = 0; plan.preselect && j < R; ++j) least = coefficients[j] < least ? coefficients[j] : least;
   plan.preselect = plan.preselect && least >= 0;
   plan.rows = !plan.preselect ? kScanRows : n > kPreselectRows ? kPreselectRows / 2 : kPreselectRows;
   // Few rows share a pass over the weights by ranges of neurons; many rows by groups of rows.
   plan.groups = (n + plan.rows - 1) / plan.rows;
-  const int64_t most = std::max<int64_t>(1, R / 512);
-  plan.parts = plan.groups >= 4 ? 1 : static_cast<int>(std::min<int64_t>(most, plan.groups >= 2 ? 2 : 4));
+  const int64_t most = std::max<int64_t>(1, R / kPartNeurons);
+  plan.parts = plan.groups >= kMostParts
+                   ? 1
+                   : static_cast<int>(std::min<int64_t>(most, plan.groups >= 2 ? kMostParts / 2 : kMostParts));
   return plan;
 }
 
@@ -73,98 +76,125 @@ void make_room(ScanList& list, int entries) {
 
 }  // namespace
 
+namespace {
+
+// What a thread keeps from scan to scan. Inputs lie side by side: scattered rows would crowd each other out of the
+// nearest cache.
+struct ScanScratch {
+  Floats inputs;                                 // (rows, D)
+  std::vector<char, LineAllocator<char>> state;  // of the bf16 preselection
+  std::vector<int32_t> row, index;               // what it finds of one block: kPreselectBlock * rows entries
+  std::vector<float> score;
+};
+thread_local ScanScratch scan_scratch;
+
+}  // namespace
+
+// Readies one group of rows for one range of neurons: inputs, empty lists, and the inputs in bf16.
+void SdmlpTrainer::Impl::load_group(ScanGroup& group, const int* which, int first, const ScanPlan& plan, int part) {
+  ScanScratch& scratch = scan_scratch;
+  scratch.inputs.resize(plan.rows * D);
+  float* const inputs = scratch.inputs.data();
+  group.shared = &scan_floors[first];
+  for (int i = 0; i < group.count; ++i) {
+    group.x[i] = inputs + i * D;
+    std::copy_n(rows[which[first + i]].x, D, inputs + i * D);
+    ScanList& list = lists[static_cast<size_t>(first + i) * plan.parts + part];
+    list.count = 0;
+    list.heap.clear();
+    list.floor = -1;
+    group.list[i] = &list;
+  }
+  if (!plan.preselect || group.count < kPreselectLeastRows) return;
+  scratch.state.resize(kernel.preselect_bytes(group.count, D));
+  kernel.preselect_load(scratch.state.data(), inputs, group.count, D);
+  const size_t most = static_cast<size_t>(kPreselectBlock) * group.count;
+  scratch.row.resize(most);
+  scratch.index.resize(most);
+  scratch.score.resize(most);
+  group.preselects = true;
+}
+
+// What one range of neurons learns of a row's threshold, all may use. Whether every row has a bound of it.
+bool SdmlpTrainer::Impl::ScanGroup::share_floors() {
+  bool bounded = true;
+  for (int i = 0; i < count; ++i) {
+    const float others = shared[i].load(std::memory_order_relaxed);
+    if (list[i]->floor > others) shared[i].store(list[i]->floor, std::memory_order_relaxed);
+    floors[i] = list[i]->floor = std::max(list[i]->floor, others);
+    bounded = bounded && floors[i] >= 0;
+  }
+  return bounded;
+}
+
 // One block of neurons in fp32: every score, against each row's own limit.
-void SdmlpTrainer::Impl::scan_block(const float* const* x, ScanList* const* list, int count, int64_t j, int size,
-                                    float gap, const float* coefficients) {
+void SdmlpTrainer::Impl::scan_block(const ScanGroup& group, int64_t j, int size) {
   float scores[kPreselectRows * kScanBlock];
   const size_t winners = static_cast<size_t>(K) + 1;
-  kernel.score_block(x, count, weight + j * D, size, D, scores, kScanBlock);
-  for (int i = 0; i < count; ++i) {
-    ScanList& kept = *list[i];
+  kernel.score_block(group.x, group.count, weight + j * D, size, D, scores, kScanBlock);
+  for (int i = 0; i < group.count; ++i) {
+    ScanList& kept = *group.list[i];
     make_room(kept, kScanBlock);
     const bool bounded = kept.floor >= 0;
-    const int found =
-        kernel.filter(scores + i * kScanBlock, coefficients + j, size, bounded ? kept.floor : 0.f, bounded ? gap : 1.f,
-                      static_cast<int32_t>(j), kept.index.data() + kept.count, kept.score.data() + kept.count);
+    const int found = kernel.filter(scores + i * kScanBlock, group.coefficients + j, size, bounded ? kept.floor : 0.f,
+                                    bounded ? group.gap : 1.f, static_cast<int32_t>(j), kept.index.data() + kept.count,
+                                    kept.score.data() + kept.count);
     for (int e = kept.count; e < kept.count + found; ++e) offer(kept, winners, kept.score[e]);
     kept.count += found;
   }
 }
 
-void SdmlpTrainer::Impl::scan(const int* which, int n, ScanPlan plan, int group, int part, float gap,
+// One block in bf16: what its bound cannot rule out is scored in fp32. `next`: neurons of the block after it. Returns
+// how many scores were candidates.
+int64_t SdmlpTrainer::Impl::preselect_block(const ScanGroup& group, int64_t j, int size, int64_t next) {
+  ScanScratch& scratch = scan_scratch;
+  const size_t winners = static_cast<size_t>(K) + 1;
+  int64_t candidates = 0;
+  const int found =
+      kernel.preselect(scratch.state.data(), weight + j * D, size, next * D * static_cast<int64_t>(sizeof(float)),
+                       group.coefficients + j, group.floors, group.gap, static_cast<int32_t>(j), scratch.row.data(),
+                       scratch.index.data(), scratch.score.data(), &candidates);
+  for (int e = 0; e < found; ++e) {
+    ScanList& kept = *group.list[scratch.row[e]];
+    make_room(kept, 1);
+    kept.index[kept.count] = scratch.index[e];
+    kept.score[kept.count++] = scratch.score[e];
+    offer(kept, winners, scratch.score[e]);
+  }
+  return candidates;
+}
+
+void SdmlpTrainer::Impl::scan(const int* which, int n, const ScanPlan& plan, int group_index, int part, float gap,
                               const float* coefficients) {
-  const int first = group * plan.rows, count = std::min(plan.rows, n - first);
+  const int first = group_index * plan.rows;
+  ScanGroup group;
+  group.count = std::min(plan.rows, n - first);
+  group.gap = gap;
+  group.coefficients = coefficients;
+  load_group(group, which, first, plan, part);
+
   const int64_t blocks = (R + kScanBlock - 1) / kScanBlock;
   const int64_t begin = blocks * part / plan.parts * kScanBlock;
   const int64_t end = std::min(R, blocks * (part + 1) / plan.parts * kScanBlock);
-  // The group's inputs side by side: scattered rows would crowd each other out of the nearest cache.
-  thread_local std::vector<float> packed;
-  thread_local std::vector<char> state;
-  thread_local std::vector<int32_t> found_row, found_index;
-  thread_local std::vector<float> found_score;
-  packed.resize(plan.rows * D + 16);
-  float* inputs = packed.data() + (64 - reinterpret_cast<uintptr_t>(packed.data()) % 64) % 64 / sizeof(float);
-  const float* x[kPreselectRows];
-  ScanList* list[kPreselectRows];
-  for (int i = 0; i < count; ++i) {
-    x[i] = inputs + i * D;
-    std::copy_n(rows[which[first + i]].x, D, inputs + i * D);
-    list[i] = &lists[static_cast<size_t>(first + i) * plan.parts + part];
-    list[i]->count = 0;
-    list[i]->heap.clear();
-    list[i]->floor = -1;
-  }
-  const size_t winners = static_cast<size_t>(K) + 1;
-  void* preselection = nullptr;
-  if (plan.preselect && count >= 16) {
-    state.resize(kernel.preselect_bytes(count, D) + 64);
-    preselection = state.data() + (64 - reinterpret_cast<uintptr_t>(state.data()) % 64) % 64;
-    kernel.preselect_load(preselection, inputs, count, D);
-    found_row.resize(64 * count);
-    found_index.resize(64 * count);
-    found_score.resize(64 * count);
-  }
   // Without bounds the first neurons are scored in fp32: limits are low then, and everything would be a candidate.
-  // What one range of neurons learns of a row's threshold, all may use.
-  std::atomic<float>* const shared = &scan_floors[first];
-  bool bounded = true;
-  for (int i = 0; i < count; ++i) bounded = bounded && shared[i].load(std::memory_order_relaxed) >= 0;
-  const int64_t warm = bounded ? begin : begin + kScanWarm;
+  const int64_t warm = group.share_floors() ? begin : begin + kScanWarm;
   int64_t scanned = 0, candidates = 0;
-  float floors[kPreselectRows];
   for (int64_t j = begin; j < end;) {
-    bounded = true;
-    for (int i = 0; i < count; ++i) {
-      const float others = shared[i].load(std::memory_order_relaxed);
-      if (list[i]->floor > others) shared[i].store(list[i]->floor, std::memory_order_relaxed);
-      floors[i] = list[i]->floor = std::max(list[i]->floor, others);
-      bounded = bounded && floors[i] >= 0;
-    }
-    if (!preselection || !bounded || j < warm || candidates * 8 > scanned * count) {
-      const int size = static_cast<int>(std::min<int64_t>(kScanBlock, end - j));
-      scan_block(x, list, count, j, size, gap, coefficients);
-      scanned += size;
-      j += size;
-      continue;
-    }
-    const int size = static_cast<int>(std::min<int64_t>(64, end - j));
-    const int64_t next = std::min<int64_t>(64, end - j - size) * D * static_cast<int64_t>(sizeof(float));
-    const int found = kernel.preselect(preselection, weight + j * D, size, next, coefficients + j, floors, gap,
-                                       static_cast<int32_t>(j), found_row.data(), found_index.data(),
-                                       found_score.data(), &candidates);
-    for (int e = 0; e < found; ++e) {
-      ScanList& kept = *list[found_row[e]];
-      make_room(kept, 1);
-      kept.index[kept.count] = found_index[e];
-      kept.score[kept.count++] = found_score[e];
-      offer(kept, winners, found_score[e]);
+    const bool bounded = group.share_floors(), many = candidates * kCandidateShare > scanned * group.count;
+    const bool preselects = group.preselects && bounded && j >= warm && !many;
+    const int size = static_cast<int>(std::min<int64_t>(preselects ? kPreselectBlock : kScanBlock, end - j));
+    if (preselects) {
+      candidates += preselect_block(group, j, size, std::min<int64_t>(kPreselectBlock, end - j - size));
+    } else {
+      scan_block(group, j, size);
     }
     scanned += size;
     j += size;
   }
 }
 
-bool SdmlpTrainer::Impl::finish_scan(int which, int position, ScanPlan plan, float gap, const float* coefficients) {
+bool SdmlpTrainer::Impl::finish_scan(int which, int position, const ScanPlan& plan, float gap,
+                                     const float* coefficients) {
   Row& row = rows[which];
   ScanList* parts = &lists[static_cast<size_t>(position) * plan.parts];
   ScanList& all = parts[0];
@@ -213,23 +243,21 @@ void SdmlpTrainer::Impl::scan_begin(const int* which, int n, const ScanPlan& pla
   const size_t places = static_cast<size_t>(plan.groups) * plan.rows;
   if (lists.size() < places * plan.parts) lists.resize(places * plan.parts);
   if (scan_floors.size() < places) scan_floors = std::vector<std::atomic<float>>(places);
-  constexpr int kRows = 8;
   const auto bound = [&](int c, int) {
-    for (int i = c * kRows; i < std::min(n, (c + 1) * kRows); ++i)
+    for (int i = c * kRowChunk; i < std::min(n, (c + 1) * kRowChunk); ++i)
       scan_floors[i].store(floor_of(rows[which[i]]), std::memory_order_relaxed);
   };
   if (team) {
-    team->for_each((n + kRows - 1) / kRows, [&](int c, int thread) { bound(c, thread); });
+    team->for_each((n + kRowChunk - 1) / kRowChunk, [&](int c, int thread) { bound(c, thread); });
   } else {
-    for (int c = 0; c * kRows < n; ++c) bound(c, 0);
+    for (int c = 0; c * kRowChunk < n; ++c) bound(c, 0);
   }
 }
 
 void SdmlpTrainer::Impl::scan_end(int n) {
-  constexpr int kEvery = 8;  // rows
-  const size_t most = std::max<size_t>(64, 4 * (K + 1));
+  const size_t most = std::max<size_t>(kPopular, kPopularWinners * (K + 1));
   is_popular.resize(R);
-  for (int i = 0; i < n; i += kEvery) {
+  for (int i = 0; i < n; i += kPopularEvery) {
     if (rows[i].sample >= 0) continue;
     for (const int32_t j : rows[i].top) {
       if (is_popular[j]) continue;

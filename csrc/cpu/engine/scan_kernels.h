@@ -63,6 +63,7 @@ int prune(const int32_t* index, const float* bound, int n, const float* path_gab
 }
 
 #ifdef __AVX512BF16__
+static_assert(kPreselectBlock == kBlockNeurons);
 constexpr int64_t kStateBytes = (sizeof(RoundedInputs) + 63) / 64 * 64;  // the memory of its rows begins behind it
 
 int64_t preselect_bytes(int rows, int64_t D) { return kStateBytes + RoundedInputs::bytes(rows, D); }

@@ -17,6 +17,7 @@
 
 #include "engine/certificates/certificates.h"
 #include "engine/kernels.h"
+#include "engine/policy.h"
 #include "ssd/sdmlp_trainer.h"
 #include "ssd/team.h"
 
@@ -80,20 +81,13 @@ struct ScanList {
   int count = 0;
 };
 
-constexpr int kUpdateChunks = 16;          // neurons are updated in this many ranges, whatever the number of threads
-constexpr int kScanBlock = 48;             // neurons scored before their survivors are picked out
-constexpr int kScanRows = 32;              // rows that share one pass over the weights
-constexpr int kScanWarm = 2 * kScanBlock;  // neurons scored in fp32 before bf16 preselection has limits to work with
-constexpr int kPreselectRows = 128;  // the same where W is rounded to bf16 on the way: more rows share the rounding
-
-constexpr int64_t kTileBytes = int64_t{1} << 30;  // bound of the scores that a step without lists keeps instead
-constexpr int kTileSparse = 3;  // a neuron's gradient is a masked product where 1 row in 3 has it active, else a list
-
+// Neurons are updated in this many ranges, whatever the number of threads: the sums of norms follow their order.
+constexpr int kUpdateChunks = 16;
 constexpr double kLongestStep = 1e38;  // of both layers together: beyond it a weight may leave fp32
 // A score moves by |x| times its row's movement, |x| is at most 1 + 1e-4, and a movement's own computation is rounded,
 // by less than 1e-4 of it for rows of up to 10 000 inputs.
 constexpr double kMovementGrowth = 1.0 + 2.1e-4;
-constexpr int64_t kEraBytes = int64_t{1} << 28;  // bound of the rows kept as they were at the era's start
+constexpr double kUnknownActive = 1e30;  // active neurons per row before any were counted
 
 // The neurons of one range that a step touched, ascending, with their gradients.
 struct UpdateChunk {
@@ -138,7 +132,7 @@ struct Agreement {
   int64_t stop = 0, bad_sample = 0, proved = 0;
 };
 
-struct SdmlpTrainer::Impl {
+struct SdmlpTrainer::Impl : EnginePolicy {
   Impl(const SdmlpConfig& config, float* weight, float* output_weight, int64_t* counts);
 
   // ---- State.
@@ -206,8 +200,8 @@ struct SdmlpTrainer::Impl {
   } tiles;
   std::unique_ptr<Team> team;
   std::atomic<bool> busy{false};
-  double last_active = 1e30;    // active neurons per row in the last call; huge: not known
-  double recent_active = 1e30;  // the same in the last step
+  double last_active = kUnknownActive;    // active neurons per row in the last call
+  double recent_active = kUnknownActive;  // the same in the last step
 
   void use_threads(int threads);
   void load_state();
@@ -226,13 +220,26 @@ struct SdmlpTrainer::Impl {
   // Readies the lists and bounds of a scan of n rows by this plan.
   void scan_begin(const int* which, int n, const ScanPlan& plan);
   void scan_end(int n);  // after finish_scan of rows [0, n): what they teach the next scan
-  void scan_block(const float* const* x, ScanList* const* list, int count, int64_t first, int size, float gap,
-                  const float* coefficients);
+  // One group of rows against one range of neurons.
+  struct ScanGroup {
+    int count = 0;  // rows
+    float gap = 0;
+    const float* coefficients = nullptr;
+    bool preselects = false;  // bf16 is readied
+    const float* x[kPreselectRows];
+    ScanList* list[kPreselectRows];
+    float floors[kPreselectRows];  // bounds of the thresholds, as last shared
+    std::atomic<float>* shared = nullptr;
+    bool share_floors();
+  };
+  void load_group(ScanGroup& group, const int* which, int first, const ScanPlan& plan, int part);
+  void scan_block(const ScanGroup& group, int64_t first, int size);
+  int64_t preselect_block(const ScanGroup& group, int64_t first, int size, int64_t next);
   // Scores range `part` for row group `group` of which[], keeping what exceeds g * floor - gap; lists[] gets it.
   // `coefficients` (R,) are g, or ones where only the threshold is wanted.
-  void scan(const int* which, int n, ScanPlan plan, int group, int part, float gap, const float* coefficients);
+  void scan(const int* which, int n, const ScanPlan& plan, int group, int part, float gap, const float* coefficients);
   // Merges a row's lists into its threshold and active neurons; false when a score is NaN. As in scan.
-  bool finish_scan(int which, int position, ScanPlan plan, float gap, const float* coefficients);
+  bool finish_scan(int which, int position, const ScanPlan& plan, float gap, const float* coefficients);
   // The row's active neurons among those scored; shared by neurons, only keeps them until the threshold is known.
   void activate(Row& row, const int32_t* index, const float* score, int n, float threshold);
   void inhibit(Row& row, const int32_t* index, const float* score, int n);  // index, score: of row itself or others

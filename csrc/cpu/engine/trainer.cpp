@@ -70,7 +70,7 @@ void SdmlpTrainer::Impl::load_state() {
   for (int64_t j = 0; j < R; ++j) gaba[j] = gaba_of(counts[j]);
   highest_count = *std::max_element(counts, counts + R);
   products_valid = false;
-  last_active = recent_active = 1e30;
+  last_active = recent_active = kUnknownActive;
   certificates.reset();
   begin_era();
   threshold_only = false;
@@ -102,7 +102,7 @@ bool SdmlpTrainer::infer(const float* x, int64_t samples, int threads, float* lo
   Impl& self = *impl_;
   const InUse use(self.busy);
   const FloatMode mode;
-  constexpr int64_t kBatch = 256;
+  constexpr int64_t kBatch = EnginePolicy::kInferBatch;
   if (static_cast<int64_t>(self.rows.size()) < kBatch) self.rows.resize(kBatch);
   std::vector<int> which(kBatch);
   for (int i = 0; i < kBatch; ++i) which[i] = i;

@@ -130,7 +130,7 @@ double SdmlpTrainer::Impl::step_row(UpdateChunk& chunk, int64_t j, const float* 
   chunk.old_row.resize(D);
   float* const old = chunk.old_row.data();
   // Where many rows move, most of them move on, and keeping their old places costs more than it proves.
-  const bool many = 4 * static_cast<int64_t>(chunk.neuron.size()) > chunk.end - chunk.begin;
+  const bool many = kManyMoved * static_cast<int64_t>(chunk.neuron.size()) > chunk.end - chunk.begin;
   if (!certificates.active() || many) {
     const double movement = kernel.update_row(row, gradient, step, D, row, old);
     return certificates.distance(j) + movement * kMovementGrowth;

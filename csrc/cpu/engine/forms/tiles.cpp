@@ -10,12 +10,6 @@
 #include "engine/state.h"
 
 namespace ssd::cpu {
-namespace {
-
-constexpr int kScoreNeurons = 32;  // neurons that share the reading of the batch: their rows stay in the nearest cache
-constexpr int kGradientNeurons = 64;  // neurons whose dh is made at once
-
-}  // namespace
 
 bool SdmlpTrainer::Impl::tile_form(int64_t batch) const {
   const int64_t columns = (batch + kTileColumns - 1) / kTileColumns * kTileColumns;
