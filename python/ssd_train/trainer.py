@@ -27,7 +27,7 @@ from .metrics import accuracy as metrics
 from .metrics import structure as analysis
 from .model import Network, build_model
 from .pretrained import load_pretrained
-from .records import COLUMNS, EpochSums, Interrupted, Progress
+from .records import COLUMNS, EpochSums, Interrupted, Progress, check_records
 from .validate import model_kind
 
 MAX_HEATMAP_NEURONS = 16_384
@@ -287,6 +287,14 @@ class Trainer:
         def under(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
+        progress, sums = Progress(**state["progress"]), EpochSums(**state["sums"])
+        check_records(progress, sums, seed=self.progress.seed, stages=len(self.stages), tasks=len(self.tasks),
+                      epochs=self.epochs)  # fmt: skip
+        order = tensors.get("epoch_order", torch.zeros(0, dtype=torch.int64))
+        if not torch.equal(order.sort().values, torch.arange(len(order))) or progress.position > len(order):
+            raise ValueError(f"its position {progress.position} is none in the order of an epoch")
+        if tensors["history"].shape[0] and tensors["history"].shape[1:] != (len(state["columns"]),):
+            raise ValueError("its curves have other columns than their names")
         self.model.load_state_dict(under("model."))
         self.method.load_tensors(under("method."), self.context)
         self.engine.load_tensors(under("engine."))
@@ -295,7 +303,7 @@ class Trainer:
         snapshots = tensors.get("snapshots", ())
         self.curves.restore(state["columns"], tensors["history"].tolist(), snapshots)
         self.epoch_order = tensors.get("epoch_order")
-        self.progress, self.sums = Progress(**state["progress"]), EpochSums(**state["sums"])
+        self.progress, self.sums = progress, sums
         self.engine.progress = self.progress
 
     def save_model(self, name: str = "model.safetensors") -> None:

@@ -202,6 +202,38 @@ def test_icarl_keeps_exemplars_of_every_class_and_forgets_less(tmp_path):
     assert accuracy["icarl"] > accuracy["finetune"] + 0.2
 
 
+def test_icarl_s_loss_is_its_formula(tmp_path):
+    """Sigmoid losses of the seen classes: 0 or 1 for the task's, the previous model's outputs for the older ones."""
+    trainer = Trainer(config("icarl"), data.load("digits"), 0, tmp_path)
+    prepare = trainer.method.prepare
+
+    def stop(context):
+        prepare(context)
+        if trainer.progress.stage == 1:
+            raise Interrupted
+
+    trainer.method.prepare = stop
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    model, context = trainer.model, trainer.context
+    before = [p.detach().clone() for p in model.parameters()]
+    with torch.no_grad():
+        taught = model(context.x).logits.sigmoid()
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    rows = torch.arange(len(context.x) - 40, len(context.x))  # samples of the task, then exemplars
+    batch = Batch(context.x[rows], context.y[rows], rows)
+    targets = F.one_hot(batch.y, 10).float()
+    targets[:, :4] = taught[rows, :4]
+    p = model(batch.x).logits.sigmoid()
+    losses = -(targets * p.log() + (1 - targets) * (1 - p).log()).mean(0)
+    loss = trainer.method.loss(model, batch)
+    assert loss.total.item() == pytest.approx(losses[:8].sum().item(), rel=1e-5)
+    assert loss.parts["kd_logits"].item() == pytest.approx(losses[:4].sum().item(), rel=1e-5)
+    for kept, teacher in zip(before, trainer.method.teacher.parameters()):
+        assert torch.equal(kept, teacher)
+
+
 @pytest.mark.parametrize("n, text", [(100, "all 100 units"), (500, "all 100 units"), (20, "20 units"), (3, "5 units")])
 def test_the_estimator_says_how_many_units_are_distilled(n, text):
     """n is clamped to K .. R; with n = R nothing is selected, and it says so."""
@@ -281,6 +313,37 @@ def second_task(tmp_path, **changes):
         trainer.model.project()
     rows = torch.arange(30)
     return trainer, Batch(trainer.context.x[rows], trainer.context.y[rows], rows)
+
+
+@pytest.mark.parametrize("engine", ["fused", "autograd"])
+def test_a_teacher_counts_nothing(engine, tmp_path):
+    """Neither its own counters, which decide its inhibition, nor the student's."""
+    trainer, _ = second_task(tmp_path, engine=engine, batch_size=64)
+    teacher, student = trainer.method.teacher.model, trainer.model
+    assert torch.equal(teacher.counts[0], student.counts[0]) and teacher.counts[0].any()
+    kept = student.counts[0].clone()
+    trainer.context.make_teacher(teacher, trainer.method.teacher.units)
+    assert torch.equal(teacher.counts[0], kept) and torch.equal(student.counts[0], kept)
+    used = trainer.engine.train_epoch(torch.arange(64), trainer.sums, lambda: False)
+    assert used == 64 and torch.equal(teacher.counts[0], kept) and not torch.equal(student.counts[0], kept)
+
+
+def test_units_are_those_active_on_the_task_s_data(tmp_path):
+    """Counted in a pass after the task, over all of its data; the counters hold all epochs' activity instead."""
+    trainer = Trainer(config("ssd", gaba_switch=3e3), data.load("digits"), 0, tmp_path)
+    after_task, differ = trainer.method.after_task, []
+
+    def check(context):
+        after_task(context)
+        active = (trainer.model.layers(context.x)[0].z > 0).sum(0)
+        wanted, other = (c.sort(descending=True, stable=True).indices[:30].sort().values
+                         for c in (active, trainer.model.counts[0]))  # fmt: skip
+        assert torch.equal(trainer.method.units[0], wanted)
+        differ.append(not torch.equal(wanted, other))
+
+    trainer.method.after_task = check
+    trainer.fit()
+    assert len(differ) == 3 and any(differ)
 
 
 def distillation(z, q, temperature=8.0):

@@ -98,6 +98,18 @@ def test_a_checkpoint_of_all_seeds_is_looked_at_before_the_first_is_trained(run,
     assert tree(run) == before
 
 
+# Records that no run writes, one at a time: each is named.
+FORGED = [
+    ("seed", 1), ("seed", "0"), ("stage", -1), ("stage", 99), ("stage", 1.0), ("started", True), ("started", 1),
+    ("epoch", -1), ("epoch", 1), ("epoch", 10**30), ("position", -1), ("finished", 1), ("matrix", None),
+    ("matrix", [[0.5]]), ("matrix", [[2.0] * 5]), ("matrix", [[0.5] * 5] * 9), ("matrix_taw", []), ("accuracy", "x"),
+    ("accuracy", float("nan")), ("accuracy_taw", 1.5), ("initial", [0.5]), ("loss_parts", [1]),
+    ("loss_parts", [{"loss": "x"}]), ("path_length", [-1.0]), ("rows", {}), ("rows", {"certified": -1}),
+    ("phases", {"scan": float("inf")}), ("activity", {"all active": {}}), ("seconds", {"train": 1.0}),
+    ("samples", -1), ("parts", {"loss": None}), ("parts", []),
+]  # fmt: skip
+
+
 def test_a_model_or_broken_state_in_a_checkpoints_place(run, capsys):
     path = newest(run)
     content = path.read_bytes()
@@ -108,6 +120,12 @@ def test_a_model_or_broken_state_in_a_checkpoints_place(run, capsys):
     for broken in ({"progress": {}}, {"progress": None}, {"sums": {"samples": "x", "more": 1}}):
         write_tensors(path, tensors, state | broken)
         refused(capsys, ["run", "--resume", "--out", run], "does not hold the state of this run")
+    for name, value in FORGED:
+        part = "sums" if name in ("samples", "parts") else "progress"
+        write_tensors(path, tensors, state | {part: state[part] | {name: value}})
+        refused(capsys, ["run", "--resume", "--out", run], "does not hold the state of this run", f"its {name} is")
+    write_tensors(path, {**tensors, "epoch_order": torch.tensor([0, 2])}, state)
+    refused(capsys, ["run", "--resume", "--out", run], "does not hold the state of this run", "position")
     write_tensors(path, {**tensors, "model.output_weight": torch.zeros(3, 3)}, state)
     refused(capsys, ["run", "--resume", "--out", run], "does not hold the state of this run")
     os.unlink(path)

@@ -146,6 +146,7 @@ def write_images(folder):
 
 def png_of(width, height):
     """A PNG whose header promises that size and whose pixels compress to next to nothing."""
+
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
@@ -223,6 +224,18 @@ def test_a_class_without_test_samples_is_refused(suffix, tmp_path):
     else:
         save_file({key: torch.from_numpy(value) for key, value in arrays.items()}, path)
     refused(path, "y_test", "class 2")
+
+
+def test_a_stray_label_is_refused(tmp_path):
+    refused(write_npz(tmp_path / "data.npz", y_test=np.arange(20) % 5), "y_test", "label 4", "0 .. 3")
+    refused(write_npz(tmp_path / "data.npz", y_train=np.arange(60) % 4 - 1), "y_train", "label -1")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_refused(value, tmp_path):
+    x = ARRAYS["x_test"].copy()
+    x[7, 3] = value
+    refused(write_npz(tmp_path / "data.npz", x_test=x), "x_test", "1 rows", "row 7")
 
 
 def test_more_than_the_memory_is_refused(tmp_path, monkeypatch):
