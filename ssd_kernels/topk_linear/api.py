@@ -61,8 +61,8 @@ def _check_choice(
                 f"topk_linear: scale is {scale.dtype} {tuple(scale.shape)} on {scale.device}: allowed is (R,) = "
                 f"({neurons},) of the dtype and device of x"
             )
-        if _readable(scale) and not bool((scale.detach() > 0).all()):
-            raise ValueError("topk_linear: scale has entries that are not > 0: allowed are positive numbers")
+        if _readable(scale) and not bool(((scale.detach() > 0) & (scale.detach() < float("inf"))).all()):
+            raise ValueError("topk_linear: scale has entries that are not > 0 and finite: allowed are positive numbers")
     if rows is not None:
         if rows.dim() != 1 or rows.dtype != torch.int64 or rows.device != x.device:
             raise ValueError(
@@ -153,8 +153,8 @@ def topk_linear(
     _one_of("activation", activation, ACTIVATIONS)
     _one_of("normalize", normalize, NORMALIZE)
     _one_of("precision", precision, PRECISIONS)
-    for argument, tensor in (("x", x), ("weight", weight), ("bias", bias)):
-        if tensor is not None or argument != "bias":
+    for argument, tensor in (("x", x), ("weight", weight), ("bias", bias), ("scale", scale), ("rows", rows)):
+        if tensor is not None or argument in ("x", "weight"):
             _checks.strided(f"topk_linear: {argument}", tensor)
     x, weight, bias, scale = _autocast.cast(x, weight, bias, scale)
     _check(x, weight, bias, k)

@@ -148,6 +148,52 @@ def topk_linear(case: Case) -> Callable[[], bool]:
     return call
 
 
+def topk_linear_choice(case: Case) -> Callable[[], bool]:
+    """All other options: bias, scale, rows or groups, magnitudes, normalised inputs and weights, inhibition."""
+    neurons, inputs, dtype = 6 * case.size(6), case.size(), case.dtype()
+    pick, groups = case.chance.choice, case.chance.choice((1, 1, 2, 3))
+    rows = torch.tensor(case.distinct(case.chance.randint(3, neurons), neurons))
+    if groups > 1 or case.chance.random() < 0.5:
+        rows = None
+    plain = groups == 1 and case.chance.random() < 0.5
+    case.arguments = {
+        "x": case.tensor(case.size(), inputs, dtype=dtype), "weight": case.tensor(neurons, inputs, dtype=dtype),
+        "k": groups * case.chance.randint(1, (neurons if rows is None else len(rows)) // groups),
+        "bias": pick((None, case.tensor(neurons, dtype=dtype))),
+        "scale": pick((None, case.tensor(neurons, dtype=dtype, low=0.1))), "rows": rows, "groups": groups,
+        "activation": pick(("relu", "none") if plain else ("relu", "none", "abs")),
+        "normalize": pick(("none", "input", "both")),
+    }  # fmt: skip
+    if case.arguments["activation"] != "abs" and groups == 1:
+        case.arguments["inhibition"] = pick((False, True))
+    return topk_call(case)
+
+
+def topk_call(case: Case) -> Callable[[], bool]:
+    def call() -> bool:
+        # Scores that tie in one order of sums may not in another: the sizes agree, the winners need not.
+        ours, theirs = (kernels.topk_linear(**case.arguments, backend=name) for name in ("auto", "reference"))
+        sizes = [(top.values.abs() if top.values.is_floating_point() else top.values) for top in (ours, theirs)]
+        return agree((sizes[0], ours.threshold), (sizes[1], theirs.threshold))
+
+    return call
+
+
+def normalize_inputs(case: Case) -> Callable[[], bool]:
+    shape, dtype = [case.size() for _ in range(case.chance.randint(1, 3))], case.dtype()
+    scale = case.chance.choice((1.0, 1e-3, 1e4) if dtype == torch.float16 else (1.0, 1e-3, 1e20, 1e37))
+    case.arguments = {"x": case.tensor(*shape, dtype=dtype) * scale, "eps": 1e-12}
+
+    def call() -> bool:
+        ours, x = kernels.normalize_inputs(**case.arguments), case.arguments["x"]
+        if x.is_meta or not bool(torch.isfinite(x).all()):
+            return ours.shape == x.shape
+        wide = torch.relu(x.double())
+        return agree(ours, (wide / wide.norm(dim=-1, keepdim=True).clamp_min(case.arguments["eps"])).to(x.dtype))
+
+    return call
+
+
 def gaba_linear(case: Case) -> Callable[[], bool]:
     neurons, inputs, dtype = case.size(30) + 1, case.size(), case.dtype()
     case.arguments = {"x": case.tensor(case.size(), inputs, dtype=dtype),
@@ -293,8 +339,8 @@ def engine(case: Case) -> Callable[[], bool]:
 
 TARGETS: dict[str, Callable[[Case], Callable[[], bool]]] = {
     each.__name__: each for each in (
-        topk_linear, gaba_linear, gaba_linear_rows, sparse_linear, sparse_update, distill_loss, distill_hidden,
-        activation_counts, top_n, engine)
+        topk_linear, topk_linear_choice, normalize_inputs, gaba_linear, gaba_linear_rows, sparse_linear, sparse_update,
+        distill_loss, distill_hidden, activation_counts, top_n, engine)
 }  # fmt: skip
 
 
@@ -317,7 +363,9 @@ def run(target: str, number: int) -> bool:
         assert str(error).strip(), "a refusal says nothing"
         return False
     except Exception as error:
-        if target == "topk_linear" and isinstance(error, TypeError):  # its documented kind for a k that is no number
+        if target.startswith("topk_linear") and isinstance(
+            error, TypeError
+        ):  # its documented kind for a k that is no number
             return False
         raise AssertionError(f"{target} {number}: {type(error).__name__}: {str(error)[:300]}") from error
     assert right, f"{target} {number}: the result is not the reference's"

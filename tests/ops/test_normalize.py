@@ -26,6 +26,18 @@ def test_a_sample_without_a_positive_entry_becomes_zero_with_a_finite_gradient()
     assert torch.isfinite(x.grad).all()
 
 
+@pytest.mark.parametrize("dtype", testing.DTYPES, ids=id_of)
+def test_squares_that_overflow_and_norms_that_vanish(dtype):
+    """A row of 1e30 is no row of zeros, and in 16 bits a row without a positive entry is no row of NaN."""
+    high = 6e4 if dtype == torch.float16 else 1e30
+    x = torch.tensor([[3.0, 4.0], [-1.0, 0.0], [0.3 * high, 0.4 * high], [0.0, high]], dtype=dtype)
+    wanted = torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.6, 0.8], [0.0, 1.0]], dtype=dtype)
+    torch.testing.assert_close(normalize_inputs(x), wanted)
+    plain = torch.rand(50, 20).to(dtype)
+    with_high = torch.cat([plain, torch.full((1, 20), high, dtype=dtype)])
+    assert torch.equal(normalize_inputs(with_high)[:50], normalize_inputs(plain))
+
+
 def test_gradcheck_and_empty_batch():
     torch.autograd.gradcheck(normalize_inputs, make(4, 5, dtype=torch.float64).requires_grad_())
     assert normalize_inputs(torch.empty(0, 5)).shape == (0, 5)
@@ -36,7 +48,9 @@ def test_gradcheck_and_empty_batch():
     [
         (torch.arange(3), 1e-12, "x must be floating point"),
         (torch.ones(()), 1e-12, "at least one dimension"),
-        (torch.ones(2), 0.0, "eps must be positive, got 0.0"),
+        (torch.ones(2), 0.0, "eps must be positive, at most 1e38, got 0.0"),
+        (torch.ones(2), None, "eps must be positive, at most 1e38, got None"),
+        (torch.ones(2).numpy(), 1e-12, "x must be a Tensor, got ndarray"),
     ],
 )
 def test_errors(x, eps, message):

@@ -221,6 +221,8 @@ def test_opcheck_and_compile() -> None:
     ("options", "message"),
     [
         ({"scale": torch.zeros(24)}, "scale has entries that are not > 0"),
+        ({"scale": torch.full((24,), float("inf"))}, "scale has entries that are not > 0 and finite"),
+        ({"scale": torch.ones(24).numpy()}, "scale must be a Tensor, got ndarray"),
         ({"scale": torch.ones(23)}, r"scale is torch.float32 \(23,\).*allowed is \(R,\) = \(24,\)"),
         ({"rows": torch.arange(5)}, "k=6: allowed are whole numbers from 1 to the 5 chosen rows"),
         ({"rows": torch.arange(8).flip(0)}, "rows: allowed are ascending, distinct neurons from 0 to 23"),
