@@ -2,6 +2,10 @@
 
 Written and checked by tests/native_stub.py; what the arguments are stands in csrc/bindings."""
 
+from typing import Any
+
+MOST_SDMLP_BATCH: int
+
 def activation_counts(
     *, dtype: int, batch: int, neurons: int, values: int, row_stride: int, column_stride: int, indices: int,
     counts: int, device: int, stream: int
@@ -12,6 +16,13 @@ def entry_dots(
 ) -> None: ...
 def row_norms(
     *, dtype: int, x: int, rows: int, cols: int, stride: int, inverse: bool, norms: int, device: int, stream: int
+) -> None: ...
+def sdmlp_blocks(*, neurons: int, device: int) -> int: ...
+def sdmlp_seed(fields: dict[str, Any]) -> bytes: ...
+def sdmlp_step(
+    *, train: bool, neurons: int, inputs: int, classes: int, k: int, batch: int, gaba_switch: float, lr: float,
+    momentum: float, max_grad_norm: float, alpha: float, lam: float, temperature: float, reverse_kl: bool,
+    aligned: bool, seeds: int, count: int, device: int, stream: int
 ) -> None: ...
 def sparse_update(
     *, dtype: int, inputs: int, rows: int, weight: int, weight_stride: int, indices: int, grad: int, grad_stride: int,

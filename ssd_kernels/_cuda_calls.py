@@ -14,7 +14,7 @@ from . import _native
 from ._pointers import DTYPES, row_stride
 
 
-def _stream(device: torch.device) -> tuple[int, int]:
+def stream_of(device: torch.device) -> tuple[int, int]:
     """The number of a device, and the address of its current stream."""
     index = torch.cuda.current_device() if device.index is None else device.index
     return index, torch.cuda.current_stream(index).cuda_stream
@@ -22,7 +22,7 @@ def _stream(device: torch.device) -> tuple[int, int]:
 
 def call(name: str, device: torch.device, **arguments: Any) -> Any:
     """A function of the module on the current stream of `device`: tensors become addresses, None becomes 0."""
-    index, stream = _stream(device)
+    index, stream = stream_of(device)
     plain = {
         key: value.data_ptr() if isinstance(value, Tensor) else 0 if value is None else value
         for key, value in arguments.items()

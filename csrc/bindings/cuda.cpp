@@ -6,4 +6,5 @@ PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels over raw pointers";
   ssd::bindings::bind_cuda_rows(m);
   ssd::bindings::bind_cuda_select(m);
+  ssd::bindings::bind_cuda_engine(m);
 }

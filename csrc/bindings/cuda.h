@@ -27,5 +27,6 @@ inline void check_launch(const char* error) {
 
 void bind_cuda_rows(pybind11::module_& m);
 void bind_cuda_select(pybind11::module_& m);
+void bind_cuda_engine(pybind11::module_& m);
 
 }  // namespace ssd::bindings

@@ -24,8 +24,12 @@ struct dim3 {
 #define blockDim (::ssd::cuda::model::block_size())
 #define gridDim (::ssd::cuda::model::grid_size())
 
+using std::exp;
+using std::expm1;
 using std::fmax;
 using std::fmin;
+using std::log;
+using std::log1p;
 using std::sqrt;
 
 namespace ssd::cuda {

@@ -110,9 +110,9 @@ SSD_DEVICE void find_digit(CutState& s, unsigned rest) {
 }
 
 // A lower bound that exactly the `keep` largest of keys[0 .. count) reach, keep <= count, as coarse as its first digits
-// allow. The list must be ordered before for the group.
-template <class Group, int kBits, class K>
-SSD_DEVICE K find_bound(CutState& s, const K* keys, int count, int keep) {
+// allow. The list, or what has such an operator[], must be ordered before for the group.
+template <class Group, int kBits, class K, class Keys>
+SSD_DEVICE K find_bound(CutState& s, const Keys& keys, int count, int keep) {
   const int rank = Group::rank();
   K mask = 0, bound = 0;
   unsigned rest = static_cast<unsigned>(keep);
@@ -166,7 +166,7 @@ SSD_DEVICE int compact(CutState& s, K* keys, int count, K bound, uint32_t* small
 template <class Group, int kBits, class K>
 SSD_DEVICE K cut_keys(CutState& s, K* keys, int count, int keep) {
   uint32_t smallest;
-  const K bound = find_bound<Group, kBits>(s, keys, count, keep);
+  const K bound = find_bound<Group, kBits, K>(s, keys, count, keep);
   compact<Group, kBits>(s, keys, count, bound, &smallest);
   return static_cast<K>(smallest) << (kBits - 32);
 }

@@ -48,8 +48,7 @@ const char* run(const TopkLinearParams& p) {
   task.weight_scale = p.weight_scale;
   task.x_norms = p.x_norms;
   task.weight_norm_most = p.weight_norm_most;
-  const float products = sizeof(S) == 4 ? 3.f : 1.f, dropped = sizeof(S) == 4 ? 0x1p-16f : 0.f;
-  task.slack = 1.02f * (products * static_cast<float>(p.inputs + 16) * 0x1p-23f + dropped + 0x1p-20f);
+  task.slack = preselection_slack(p.inputs, sizeof(S) == 4 ? 3 : 1);
   task.relu = p.relu;
   task.lists = p.lists;
   const auto aligned = [](const void* base, int64_t stride) {

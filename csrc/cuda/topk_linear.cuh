@@ -2,20 +2,20 @@
 //
 // A block owns kRows samples and one part of the neurons, 128 at a time; 8 warps; x and W come through cp.async, the
 // next step of 32 inputs under way while one is multiplied. fp32 operands are split into two bf16 each, three products.
-// A score so made, A, is near the canonical one, C (numbers.cuh), by a proven bound e = slack |x| max |w|:
-//   splitting drops 3 x 2^-18 |x||w|; a sum of n terms in fp32, in any order, rounded or truncated, errs by
-//   n 2^-23 |x||w| at most, n = 3 D; scaling and adding the bias err by what 2^-21 of the sizes covers.
-// With M the (K+1)-th largest A of a row so far, no neuron with A < M - 2 e can be among its K + 1 largest by C: the
-// epilogue rejects it by one compare, and appends the others to the row's list. A warp cuts a list before the next tile
-// could overflow it: to those above M - 2 e, or, where ties leave too many, by canonical scores to the K + 1 largest.
-// At the end every entry left is scored canonically, so winners, values and ties are those of the canonical scores
-// bitwise, whatever the tensor cores' order of summation. Rows whose norms are not finite are scored canonically.
+// A score so made, A, is near the canonical one, C (numbers.cuh), by a proven bound e = slack |x| max |w|
+// (products.cuh; scaling and adding the bias err by what 2^-21 of the sizes covers). With M the (K+1)-th largest A of a
+// row so far, no neuron with A < M - 2 e can be among its K + 1 largest by C: the epilogue rejects it by one compare,
+// and appends the others to the row's list. A warp cuts a list before the next tile could overflow it: to those above M
+// - 2 e, or, where ties leave too many, by canonical scores to the K + 1 largest. At the end every entry left is scored
+// canonically, so winners, values and ties are those of the canonical scores bitwise, whatever the tensor cores' order
+// of summation. Rows whose norms are not finite are scored canonically.
 //
 // Traffic: W once per block of samples (from L2 beyond the first), x once per part; lists of a few hundred keys stay in
 // shared memory. Determinism: exact selection by unique keys. The neurons of a part are visited in ascending order:
 // with relu, a neuron that is surely not positive loses every tie against the K + 1 before it.
 #pragma once
 
+#include "products.cuh"
 #include "select.cuh"
 #include "ssd/topk_linear_cuda.h"
 #include "threshold_select.cuh"
@@ -72,34 +72,6 @@ SSD_DEVICE void fetch(const ScanTask<S>& p, Array<S, (kRows + kScanNeurons) * kS
   }
 }
 
-// A pair of neighbours as an operand: 16-bit storage as it is, fp32 as the bf16 of it and the bf16 of the rest.
-struct Operand {
-  uint32_t high, low;
-};
-SSD_DEVICE Operand operand(const float* pair) {
-  const float a = pair[0], b = pair[1];
-  const uint32_t high = pack_bf16(a, b);
-  return {high, pack_bf16(a - bits_float(high << 16), b - bits_float(high & 0xffff0000u))};
-}
-SSD_DEVICE Operand operand(const Bf16* pair) { return {*reinterpret_cast<const uint32_t*>(pair), 0}; }
-SSD_DEVICE Operand operand(const Half* pair) { return {*reinterpret_cast<const uint32_t*>(pair), 0}; }
-
-SSD_DEVICE void multiply(float (&d)[4], const Operand (&a)[4], const Operand (&b)[2], float) {
-  const uint32_t a_high[4] = {a[0].high, a[1].high, a[2].high, a[3].high}, b_high[2] = {b[0].high, b[1].high};
-  const uint32_t a_low[4] = {a[0].low, a[1].low, a[2].low, a[3].low}, b_low[2] = {b[0].low, b[1].low};
-  mma_bf16_k16(d, a_low, b_high);
-  mma_bf16_k16(d, a_high, b_low);
-  mma_bf16_k16(d, a_high, b_high);
-}
-SSD_DEVICE void multiply(float (&d)[4], const Operand (&a)[4], const Operand (&b)[2], Bf16) {
-  const uint32_t left[4] = {a[0].high, a[1].high, a[2].high, a[3].high}, right[2] = {b[0].high, b[1].high};
-  mma_bf16_k16(d, left, right);
-}
-SSD_DEVICE void multiply(float (&d)[4], const Operand (&a)[4], const Operand (&b)[2], Half) {
-  const uint32_t left[4] = {a[0].high, a[1].high, a[2].high, a[3].high}, right[2] = {b[0].high, b[1].high};
-  mma_half_k16(d, left, right);
-}
-
 // The score before the activation.
 template <class S>
 SSD_DEVICE float scaled_score(const ScanTask<S>& p, float score, long long row, long long neuron) {
@@ -144,7 +116,7 @@ template <class S>
 SSD_DEVICE int cut_row(const ScanTask<S>& p, CutState& s, uint64_t* keys, int count, long long row, float spread,
                        float* limit) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  uint64_t bound = find_bound<WarpGroup, 64>(s, keys, count, p.keep);
+  uint64_t bound = find_bound<WarpGroup, 64, uint64_t>(s, keys, count, p.keep);
   uint32_t top = 0xffffffffu;
   for (int i = lane; i < count; i += 32)
     if (keys[i] >= bound && static_cast<uint32_t>(keys[i] >> 32) < top) top = static_cast<uint32_t>(keys[i] >> 32);
@@ -156,7 +128,7 @@ SSD_DEVICE int cut_row(const ScanTask<S>& p, CutState& s, uint64_t* keys, int co
   warp_sync();
   if (static_cast<int>(kept) + kScanNeurons > p.capacity) {
     rescore(p, keys, count, row);
-    bound = find_bound<WarpGroup, 64>(s, keys, count, p.keep);
+    bound = find_bound<WarpGroup, 64, uint64_t>(s, keys, count, p.keep);
     kept = static_cast<unsigned>(compact<WarpGroup, 64>(s, keys, count, bound, &top));
     reach = score_limit(score_of_bits(top), spread);
   } else {
@@ -255,7 +227,7 @@ SSD_KERNEL void SSD_LAUNCH_BOUNDS(kScanThreads, 1) topk_scan_kernel(ScanTask<S> 
     int count = static_cast<int>(s.count[r]);
     if (count > p.keep) {  // most of them are no candidates: the preselection leaves few to be scored
       uint32_t top;
-      uint64_t bound = find_bound<WarpGroup, 64>(s.cut[warp], keys, count, p.keep);
+      uint64_t bound = find_bound<WarpGroup, 64, uint64_t>(s.cut[warp], keys, count, p.keep);
       top = 0xffffffffu;
       for (int i = lane; i < count; i += 32)
         if (keys[i] >= bound && static_cast<uint32_t>(keys[i] >> 32) < top) top = static_cast<uint32_t>(keys[i] >> 32);

@@ -40,7 +40,8 @@ class SDMLPEngine:
         temperature: T of its distillation.
         kl: "forward" is KL(teacher || student), "reverse" the other.
         backend: "auto", "cpu", "reference" (plain torch; any float dtype) or "triton": tensors on a GPU, an epoch as
-            CUDA graphs; it scores every neuron, and scan, threads and cache_mb mean nothing to it.
+            CUDA graphs; it scores every neuron, and scan, threads and cache_mb mean nothing to it; or "cuda", likewise
+            in CUDA C++, not yet run on a GPU.
         scan: "auto", or "exhaustive" to score every neuron for every row.
         threads: number of threads; None means torch.get_num_threads() at each call.
         cache_mb: bound of the candidate lists in MiB; samples beyond it are scanned.
@@ -100,6 +101,10 @@ class SDMLPEngine:
             from .triton_trainer import TritonTrainer
 
             self._trainer = TritonTrainer(weight, output_weight, counts, self.settings)
+        elif self.backend == "cuda":
+            from .cuda import CudaTrainer
+
+            self._trainer = CudaTrainer(weight, output_weight, counts, self.settings)
         else:
             self._trainer = NativeTrainer(
                 weight,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from .. import _native
+from .teacher import softened
 from .types import EpochStats, NonFiniteStep, QuadraticPenalty, Settings, Share, Teacher
 
 
@@ -181,20 +181,10 @@ class NativeTrainer:
         parts = (teacher.logits, teacher.units, teacher.values, teacher.indices, teacher.offsets)
         versions = tuple(tensor._version for tensor in parts)
         if self._prepared is None or self._prepared[0] is not teacher or self._prepared[1] != versions:
-            temperature = self.settings.temperature
-            log_q = torch.log_softmax(teacher.logits.double() / temperature, 1)
-            q = log_q.exp()
-            in_units = torch.zeros(self._neurons, dtype=torch.uint8)
-            in_units[teacher.units] = 1
-            tensors = (
-                (log_q if self.settings.kl == "reverse" else q).contiguous(),
-                (q * log_q).sum(1).contiguous(),
-                in_units[self._first :],  # the trainer counts neurons from the first one here
-                teacher.offsets.contiguous(),
-                (teacher.indices - self._first).contiguous(),
-                teacher.values.contiguous(),
-                _log_normaliser(teacher, temperature),
-            )
+            soft = softened(teacher, self.settings.temperature, self.settings.kl == "reverse", self._neurons)
+            soft["in_units"] = soft["in_units"][self._first :]  # the trainer counts neurons from the first one here
+            soft["indices"] = (soft["indices"] - self._first).contiguous()
+            tensors = tuple(soft.values())
             self._prepared = (teacher, versions, tensors)
         return self._prepared[2], len(teacher.units)
 
@@ -210,16 +200,3 @@ class NativeTrainer:
         """Replaces the momentum buffers, which have the shapes of the weights."""
         weight, output = (tensor.float().contiguous() for tensor in velocity)
         self._trainer.set_velocity(weight.data_ptr(), output.data_ptr())
-
-
-def _log_normaliser(teacher: Teacher, temperature: float) -> Tensor:
-    """log Z of softmax(h / T) over the selected units, of which all that are absent hold exp(0); (N,) float64."""
-    z, units = teacher.values.double() / temperature, float(len(teacher.units))
-    sample = torch.repeat_interleave(torch.arange(len(teacher.logits)), teacher.offsets.diff())
-    largest = z.new_zeros(len(teacher.logits)).scatter_reduce_(0, sample, z, "amax")
-    largest = torch.where(largest > 600, largest, 0.0)  # taken out only where exp would overflow
-    # expm1(z) with nothing taken out: log1p keeps its digits then
-    above = torch.where(largest[sample] > 0, (z - largest[sample]).exp() - (-largest[sample]).exp(), torch.expm1(z))
-    sums = torch.zeros_like(largest).index_add_(0, sample, above)  # in order: sums of samples may differ by 1e300
-    shift = torch.where(largest > 0, torch.log((-largest).exp() + sums / units), torch.log1p(sums / units))
-    return (largest + math.log(units) + shift).contiguous()

@@ -3,21 +3,12 @@ Python side and its launchers, compiled by the C++ compiler over the emulator of
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
-import os
-import subprocess
-import sysconfig
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
 import pytest
 import torch
 
 import ssd_kernels
-from ssd_kernels import Rows, TopK, _backend, _cuda_calls, _native
+from ssd_kernels import Rows, TopK, _backend
 
-ROOT = Path(__file__).resolve().parents[2]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -27,48 +18,6 @@ def test_without_a_device_it_says_so_in_one_sentence():
         assert _backend.missing_reason("cuda", op, torch.device("cuda")) == "torch sees no CUDA device"
     with pytest.raises(ValueError, match=r"^backend='cuda' cannot run topk_linear: it takes CUDA tensors"):
         ssd_kernels.topk_linear(torch.ones(1, 4), torch.ones(3, 4), 1, backend="cuda")
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    """The module _cuda with its launchers over the emulator."""
-    import pybind11
-
-    folder = tmp_path_factory.mktemp("emulated")
-    sources = [ROOT / "tests" / "cpp" / "cuda" / "emulator.cpp", *(ROOT / "csrc" / "bindings").glob("cuda*.cpp"),
-               *(ROOT / "csrc" / "cuda").glob("*.cu")]  # fmt: skip
-    places = (ROOT / "csrc" / "include", ROOT / "csrc" / "cuda", pybind11.get_include(),
-              sysconfig.get_paths()["include"])  # fmt: skip
-    flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-DSSD_EMULATOR_TSAN=0"]
-    compiler = os.environ.get("CXX", "c++")
-
-    def compiled(source: Path) -> str:
-        target = folder / f"{source.name}.o"
-        subprocess.run([compiler, *flags, *(f"-I{place}" for place in places), "-x", "c++", "-c", str(source),
-                        "-o", str(target)], check=True)  # fmt: skip
-        return str(target)
-
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compiled, sources))
-    library = folder / "_cuda.so"
-    subprocess.run([compiler, "-shared", *objects, "-o", str(library)], check=True)
-    loader = importlib.machinery.ExtensionFileLoader("ssd_kernels._cuda", str(library))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("ssd_kernels._cuda", loader))
-    loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def on_emulator(emulated, monkeypatch):
-    """CPU tensors are taken by backend="cuda"."""
-    monkeypatch.setattr(_native, "cuda_module", lambda: (emulated, ""))
-    monkeypatch.setattr(_cuda_calls, "_stream", lambda device: (0, 0))
-    real = _backend.missing_reason
-    monkeypatch.setattr(
-        _backend, "missing_reason",
-        lambda backend, op, device: "" if backend == "cuda" and op in _backend.CUDA_OPERATIONS
-        else real(backend, op, device),
-    )  # fmt: skip
 
 
 def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:

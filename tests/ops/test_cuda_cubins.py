@@ -28,6 +28,12 @@ REGISTERS = {
     "count_columns_kernel": 64,
     "count_entries_kernel": 64,
     "top_n_kernel": 64,
+    "sdmlp_scan_kernel": 128,
+    "sdmlp_sample_kernel": 128,
+    "sdmlp_gradient_kernel": 128,
+    "sdmlp_update_kernel": 64,
+    "sdmlp_frequency_kernel": 64,
+    "sdmlp_advance_kernel": 64,
 }
 
 
@@ -80,7 +86,7 @@ def complaints(name: str, code: str, resources: dict[str, int]) -> list[str]:
         found.append(f"{kernel} has a stack of {resources['STACK']}")
     if resources["REG"] > REGISTERS[kernel]:
         found.append(f"{kernel} uses {resources['REG']} registers")
-    if kernel == "topk_scan_kernel":
+    if kernel in ("topk_scan_kernel", "sdmlp_scan_kernel"):
         wide = "Lb1E" in name  # its copies are asynchronous where rows are aligned
         found += [f"no {word} in {name}" for word in ("HMMA", *(["LDGSTS"] if wide else [])) if word not in code]
     return found
