@@ -38,13 +38,13 @@ void dense(int dtype, int64_t batch, int64_t inputs, int64_t neurons, int64_t k,
   if (!cpu::gaba_linear_dense(params, pointer<void>(h), level)) throw std::bad_alloc();
 }
 
-std::unique_ptr<cpu::GabaRows> rows(int dtype, int64_t batch, int64_t inputs, int64_t neurons, int64_t k, uintptr_t x,
-                                    int64_t x_stride, uintptr_t weight, int64_t weight_stride, uintptr_t g,
-                                    uintptr_t threshold, uintptr_t offsets, int threads, const std::string& simd) {
+std::unique_ptr<cpu::ActiveRows> rows(int dtype, int64_t batch, int64_t inputs, int64_t neurons, int64_t k, uintptr_t x,
+                                      int64_t x_stride, uintptr_t weight, int64_t weight_stride, uintptr_t g,
+                                      uintptr_t threshold, uintptr_t offsets, int threads, const std::string& simd) {
   const cpu::SimdLevel level = simd_level(simd);
   const cpu::GabaLinearParams params =
       forward_params(dtype, batch, inputs, neurons, k, x, x_stride, weight, weight_stride, g, threshold, threads);
-  auto result = std::make_unique<cpu::GabaRows>();
+  auto result = std::make_unique<cpu::ActiveRows>();
   py::gil_scoped_release release;
   if (!cpu::gaba_linear_rows(params, pointer<int64_t>(offsets), result.get(), level)) throw std::bad_alloc();
   return result;
@@ -105,9 +105,9 @@ void backward_dense(int dtype, int64_t batch, int64_t inputs, int64_t neurons, u
 }  // namespace
 
 void bind_gaba_linear(py::module_& m) {
-  py::class_<cpu::GabaRows>(m, "GabaRows")
-      .def_property_readonly("count", &cpu::GabaRows::count)
-      .def("copy", [](const cpu::GabaRows& rows, uintptr_t values, uintptr_t indices) {
+  py::class_<cpu::ActiveRows>(m, "ActiveRows")
+      .def_property_readonly("count", &cpu::ActiveRows::count)
+      .def("copy", [](const cpu::ActiveRows& rows, uintptr_t values, uintptr_t indices) {
         py::gil_scoped_release release;
         rows.copy(pointer<void>(values), pointer<int32_t>(indices));
       });

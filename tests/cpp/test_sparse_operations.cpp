@@ -48,7 +48,7 @@ void test_gaba(int64_t b, int64_t d, int64_t r, int64_t k, double lowest_g, Simd
     CHECK(close(threshold[i], sorted[k]));
     for (int64_t j = 0; j < r; ++j) CHECK(close(h[i * r + j], std::max(a[j] - g[j] * sorted[k], 0.0)));
   }
-  GabaRows rows;
+  ActiveRows rows;
   std::vector<int64_t> offsets(static_cast<size_t>(b + 1));
   CHECK(gaba_linear_rows(params, offsets.data(), &rows, level));
   const int64_t pairs = rows.count();

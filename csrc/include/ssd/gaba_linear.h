@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "ssd/active_rows.h"
 #include "ssd/dtype.h"
 #include "ssd/simd_level.h"
 
@@ -26,28 +27,8 @@ struct GabaLinearParams {
 // h (B, R) out, contiguous. False when memory runs out.
 bool gaba_linear_dense(const GabaLinearParams& params, void* h, SimdLevel level);
 
-// The entries of h that are not <= 0, as one list per part of the batch; the lists follow one another.
-class GabaRows {
- public:
-  GabaRows() = default;
-  ~GabaRows();
-  GabaRows(const GabaRows&) = delete;
-  GabaRows& operator=(const GabaRows&) = delete;
-  int64_t count() const;
-  void copy(void* values, int32_t* indices) const;  // (P,) each
-
-  struct List {
-    void* values;
-    int32_t* indices;
-    int64_t count, capacity;
-  };
-  List* lists = nullptr;
-  int parts = 0;
-  size_t value_size = 0;
-};
-
 // offsets (B + 1,) out. False when memory runs out.
-bool gaba_linear_rows(const GabaLinearParams& params, int64_t* offsets, GabaRows* rows, SimdLevel level);
+bool gaba_linear_rows(const GabaLinearParams& params, int64_t* offsets, ActiveRows* rows, SimdLevel level);
 
 // Up to so many pairs the backward pass goes pair by pair, beyond it by dense tiles. The count alone decides, never a
 // time.

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <numeric>
 
 #include "ops/gaba_linear/gaba_linear_levels.h"
 #include "select/positive.h"
@@ -45,7 +44,7 @@ int forward_parts(const GabaLinearParams& p) {
   return worthwhile_threads(p.threads, static_cast<double>(p.batch) * p.neurons * p.inputs, kWorthThread);
 }
 
-bool forward(const GabaLinearParams& params, char* h, GabaRows* rows, int64_t* counts, int parts, SimdLevel simd) {
+bool forward(const GabaLinearParams& params, char* h, ActiveRows* rows, int64_t* counts, int parts, SimdLevel simd) {
   const Level level = SSD_AT_LEVEL(simd, SSD_LEVEL_OF);
   const Memory g = params.dtype == Dtype::kFloat64 ? rounded<double>(params.g, params.neurons)
                                                    : rounded<float>(params.g, params.neurons);
@@ -54,7 +53,7 @@ bool forward(const GabaLinearParams& params, char* h, GabaRows* rows, int64_t* c
   parallel(parts, [&](int part) {
     const Range samples = split_range(params.batch, parts, part, kRowGrain);
     if (samples.begin == samples.end) return;
-    GabaRows::List* const list = rows ? rows->lists + part : nullptr;
+    ActiveRows::List* const list = rows ? rows->lists + part : nullptr;
     if (!level.part(params, g.get(), samples.begin, samples.end, h, list, counts)) ok = false;
   });
   return ok;
@@ -172,47 +171,16 @@ bool backward_by_tiles(const GabaBackwardParams& params, SimdLevel simd) {
 
 int64_t most_pairs(int64_t batch, int64_t neurons) { return batch * neurons / 16; }
 
-GabaRows::~GabaRows() {
-  for (int part = 0; part < parts; ++part) {
-    std::free(lists[part].values);
-    std::free(lists[part].indices);
-  }
-  delete[] lists;
-}
-
-int64_t GabaRows::count() const {
-  int64_t sum = 0;
-  for (int part = 0; part < parts; ++part) sum += lists[part].count;
-  return sum;
-}
-
-void GabaRows::copy(void* values, int32_t* indices) const {
-  constexpr int64_t kWorthThreads = 1 << 16;  // entries
-  const auto copy_part = [&](int part) {
-    const int64_t begin = std::accumulate(lists, lists + part, int64_t{0},
-                                          [](int64_t sum, const List& list) { return sum + list.count; });
-    const size_t count = static_cast<size_t>(lists[part].count);
-    if (!count) return;
-    std::memcpy(static_cast<char*>(values) + static_cast<size_t>(begin) * value_size, lists[part].values,
-                count * value_size);
-    std::memcpy(indices + begin, lists[part].indices, count * sizeof(int32_t));
-  };
-  int64_t total = 0;
-  for (int part = 0; part < parts; ++part) total += lists[part].count;
-  if (total >= kWorthThreads) return parallel(parts, [&](int part) { copy_part(part); });
-  for (int part = 0; part < parts; ++part) copy_part(part);
-}
-
 bool gaba_linear_dense(const GabaLinearParams& params, void* h, SimdLevel level) {
   if (params.batch == 0) return true;
   return forward(params, static_cast<char*>(h), nullptr, nullptr, forward_parts(params), level);
 }
 
-bool gaba_linear_rows(const GabaLinearParams& params, int64_t* offsets, GabaRows* rows, SimdLevel level) {
+bool gaba_linear_rows(const GabaLinearParams& params, int64_t* offsets, ActiveRows* rows, SimdLevel level) {
   offsets[0] = 0;
   if (params.batch == 0) return true;
   const int parts = forward_parts(params);
-  rows->lists = new GabaRows::List[static_cast<size_t>(parts)]();
+  rows->lists = new ActiveRows::List[static_cast<size_t>(parts)]();
   rows->parts = parts;
   rows->value_size = storage_size(params.dtype);
   if (!forward(params, nullptr, rows, offsets + 1, parts, level)) return false;

@@ -10,6 +10,7 @@
 // nor threads can change a bit.
 #include "ops/gaba_linear/gaba_linear_backward.h"
 #include "ops/gaba_linear/gaba_linear_levels.h"
+#include "rows/active_list.h"
 #include "rows/rows.h"
 #include "select/preselect.h"
 #include "select/scan.h"
@@ -40,22 +41,6 @@ void score_panel(const T* x, ptrdiff_t size, int64_t rows, const T* w, ptrdiff_t
   }
 }
 
-// Room for `more` further entries.
-template <class S>
-bool reserve(GabaRows::List* list, int64_t more) {
-  if (list->count + more <= list->capacity) return true;
-  const int64_t doubled = list->capacity * 2, least = list->count + more;
-  const size_t capacity = static_cast<size_t>(doubled < least ? least : doubled);
-  void* const values = std::realloc(list->values, capacity * sizeof(S));  // large blocks move without a copy
-  if (!values) return false;
-  list->values = values;
-  void* const indices = std::realloc(list->indices, capacity * sizeof(int32_t));
-  if (!indices) return false;
-  list->indices = static_cast<int32_t*>(indices);
-  list->capacity = static_cast<int64_t>(capacity);
-  return true;
-}
-
 template <class S, class T>
 class GabaPart {
   static constexpr bool kWidened = sizeof(S) != sizeof(T), kWide = sizeof(T) != sizeof(float);
@@ -76,13 +61,13 @@ class GabaPart {
 #endif
   }
 
-  bool run(int64_t begin, int64_t end, S* h, GabaRows::List* list, int64_t* counts) {
+  bool run(int64_t begin, int64_t end, S* h, ActiveRows::List* list, int64_t* counts) {
     using A = Arena;
     const int64_t kept = dense_ && kWidened ? block_ * p_.neurons : 0;
     Arena arena(A::size_of<T>(block_ * p_.inputs) + A::size_of<T>(kWidened ? panel_ * p_.inputs : 0) +
                 A::size_of<T>(block_ * stride_) + 2 * A::size_of<T>(panel_) + A::size_of<TopKeys<T>>(block_) +
                 A::size_of<Key<T>>(block_ * capacity_) + A::size_of<T>(block_) + A::size_of<T>(kept) +
-                A::size_of<T>(block_) + A::size_of<GabaRows::List>(block_));
+                A::size_of<T>(block_) + A::size_of<ActiveRows::List>(block_));
     if (!arena.ok()) return false;
     x_ = arena.take<T>(block_ * p_.inputs);
     w_ = arena.take<T>(kWidened ? panel_ * p_.inputs : 0);
@@ -93,7 +78,7 @@ class GabaPart {
     limits_ = arena.take<T>(block_);
     lows_ = arena.take<T>(block_);
     kept_ = arena.take<T>(kept);
-    candidates_ = arena.take<GabaRows::List>(block_);
+    candidates_ = arena.take<ActiveRows::List>(block_);
     for (int64_t r = 0; r < block_; ++r) candidates_[r] = {nullptr, nullptr, 0, 0};
     bool ok = true;
     for (int64_t b = begin; b < end && ok; b += block_) ok = run_block(b, clamp(end - b, 1, block_), h, list, counts);
@@ -105,7 +90,7 @@ class GabaPart {
   }
 
  private:
-  bool run_block(int64_t b, int64_t rows, S* h, GabaRows::List* list, int64_t* counts) {
+  bool run_block(int64_t b, int64_t rows, S* h, ActiveRows::List* list, int64_t* counts) {
     for (int64_t r = 0; r < rows; ++r)
       widen_row(static_cast<const S*>(p_.x) + (b + r) * p_.x_stride, x_ + r * p_.inputs, p_.inputs);
     start(rows);
@@ -179,7 +164,7 @@ class GabaPart {
     preselection.inhibit(g_, lows_);
     const auto emit = [&](int row, int64_t neuron, T score) {
       enter(row, neuron, score);
-      GabaRows::List& list = candidates_[row];
+      ActiveRows::List& list = candidates_[row];
       if (score <= g_[neuron] * low_of(row)) return;
       static_cast<T*>(list.values)[list.count] = score;
       list.indices[list.count++] = static_cast<int32_t>(neuron);
@@ -211,7 +196,7 @@ class GabaPart {
 
   // Makes every neuron a candidate of row r.
   bool keep_all(int64_t r) {
-    GabaRows::List& list = candidates_[r];
+    ActiveRows::List& list = candidates_[r];
     if (list.count == p_.neurons) return true;
     list.count = 0;
     if (!reserve<T>(&list, p_.neurons)) return false;
@@ -269,7 +254,7 @@ class GabaPart {
 
   bool keep_candidates(int64_t r, int64_t first, int64_t neurons) {
     using V = Vec<T>;
-    GabaRows::List& list = candidates_[r];
+    ActiveRows::List& list = candidates_[r];
     if (!reserve<T>(&list, neurons)) return false;
     const T* scores = scores_ + r * stride_;
     T* const values = static_cast<T*>(list.values);
@@ -309,7 +294,7 @@ class GabaPart {
     return (score <= 0 ? T{0} : score) - g_[neuron] * threshold;
   }
 
-  void scatter(const GabaRows::List& from, T threshold, S* h) {
+  void scatter(const ActiveRows::List& from, T threshold, S* h) {
     std::memset(h, 0, static_cast<size_t>(p_.neurons) * sizeof(S));
     const T* scores = static_cast<const T*>(from.values);
     for (int64_t i = 0; i < from.count; ++i) {
@@ -319,7 +304,7 @@ class GabaPart {
   }
 
   // Finishes a row's first entries by vectors while they are neighbours and all active; how many those are.
-  int64_t finish_runs(const GabaRows::List& from, T threshold, T* values, int32_t* indices, int64_t* at) {
+  int64_t finish_runs(const ActiveRows::List& from, T threshold, T* values, int32_t* indices, int64_t* at) {
     using V = Vec<T>;
     const T* scores = static_cast<const T*>(from.values);
     int64_t i = 0;
@@ -335,7 +320,7 @@ class GabaPart {
     return i;
   }
 
-  bool finish_rows(const GabaRows::List& from, T threshold, GabaRows::List* to, int64_t* count) {
+  bool finish_rows(const ActiveRows::List& from, T threshold, ActiveRows::List* to, int64_t* count) {
     if (!reserve<S>(to, from.count)) return false;
     const T* scores = static_cast<const T*>(from.values);
     S* const values = static_cast<S*>(to->values);
@@ -363,18 +348,18 @@ class GabaPart {
   T *x_, *w_, *scores_, *cut_, *limits_, *lows_, *kept_;
   TopKeys<T>* top_;
   Key<T>* keys_;
-  GabaRows::List* candidates_;
+  ActiveRows::List* candidates_;
 };
 
 template <class S, class T>
-bool run_part(const GabaLinearParams& params, const void* g, int64_t begin, int64_t end, void* h, GabaRows::List* list,
-              int64_t* counts) {
+bool run_part(const GabaLinearParams& params, const void* g, int64_t begin, int64_t end, void* h,
+              ActiveRows::List* list, int64_t* counts) {
   GabaPart<S, T> part(params, static_cast<const T*>(g), end - begin, h != nullptr);
   return part.run(begin, end, static_cast<S*>(h), list, counts);
 }
 
 bool gaba_linear_part(const GabaLinearParams& params, const void* g, int64_t begin, int64_t end, void* h,
-                      GabaRows::List* list, int64_t* counts) {
+                      ActiveRows::List* list, int64_t* counts) {
   switch (params.dtype) {
     case Dtype::kFloat32:
       return run_part<float, float>(params, g, begin, end, h, list, counts);

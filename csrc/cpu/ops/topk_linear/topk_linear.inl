@@ -9,14 +9,13 @@
 #include "ops/topk_linear/topk_linear_backward.h"
 #include "ops/topk_linear/topk_linear_levels.h"
 #include "rows/rows.h"
+#include "select/operands.h"
 #include "select/preselect.h"
 #include "select/scan.h"
 #include "select/top_keys.h"
 #include "ssd/topk_linear.h"
 
 namespace ssd::cpu::SSD_LEVEL {
-
-constexpr int64_t kMostPanel = 2048;  // neurons per scan
 
 // Sizes of one part's blocking.
 struct Blocking {
@@ -77,13 +76,9 @@ template <class S, class T>
 class Part {
  public:
   Part(const TopkLinearParams& params, const TopkPart& part)
-      : p_(params), part_(part), b_(blocking<T>(params, part)), arena_(bytes()) {
+      : p_(params), part_(part), b_(blocking<T>(params, part)), operands_(params, b_.rows, b_.panel), arena_(bytes()) {
     if (!arena_.ok()) return;
-    x_ = arena_.template take<T>(b_.rows * p_.inputs);
-    panel_ = arena_.template take<T>(widened() ? b_.panel * p_.inputs : 0);
-    gathered_ = arena_.template take<S>(gathers() ? gathered_rows() * p_.inputs : 0);
-    scale_ = arena_.template take<T>(affine_size());
-    shift_ = arena_.template take<T>(affine_size());
+    operands_.place(arena_);
     limits_ = arena_.template take<T>((b_.rows + kTileX) * kTileW);
     top_ = arena_.template take<TopKeys<T>>(b_.rows);
     keys_ = arena_.template take<Key<T>>(b_.rows * b_.capacity);
@@ -100,10 +95,10 @@ class Part {
         if (b_.preselect) {
           Preselection<S> preselection(rows, p_.inputs);
           if (!preselection.ok()) return false;
-          preselection.load(x_, rows);
+          preselection.load(operands_.x(), rows);
           scan_panel(first, clamp(b_.panel, 1, kPreselectStart), rows);  // without limits all neurons are candidates
           first += clamp(b_.panel, 1, kPreselectStart);
-          const int64_t step = gathers() ? gathered_rows() : kMostPanel;
+          const int64_t step = operands_.gathers() ? operands_.gathered_rows() : kMostPanel;
           for (bool pays = true; pays && first < part_.neuron_end; first += step)
             pays = preselect_panel(preselection, first, clamp(part_.neuron_end - first, 1, step));
         }
@@ -117,84 +112,17 @@ class Part {
   }
 
  private:
-  static constexpr bool widened() { return sizeof(S) != sizeof(T); }
-  bool gathers() const { return p_.rows || p_.weight_transposed; }
-  int64_t gathered_rows() const { return (b_.panel + 63) / 64 * 64; }  // whole blocks of a preselection
-
-  // Room for the scales or the shifts of a panel, whichever scan it belongs to.
-  static constexpr int64_t affine_size() { return kMostPanel; }
-
   size_t bytes() const {
-    using A = Arena;
-    return A::size_of<T>(b_.rows * p_.inputs) + A::size_of<T>(widened() ? b_.panel * p_.inputs : 0) +
-           A::size_of<S>(gathers() ? gathered_rows() * p_.inputs : 0) + 2 * A::size_of<T>(affine_size()) +
-           A::size_of<T>((b_.rows + kTileX) * kTileW) + A::size_of<TopKeys<T>>(b_.rows) +
-           A::size_of<Key<T>>(b_.rows * b_.capacity);
+    return operands_.bytes() + Arena::size_of<T>((b_.rows + kTileX) * kTileW) + Arena::size_of<TopKeys<T>>(b_.rows) +
+           Arena::size_of<Key<T>>(b_.rows * b_.capacity);
   }
 
   void load_block(int64_t row, int64_t rows) {
-    for (int64_t r = 0; r < rows; ++r) {
-      T* to = x_ + r * p_.inputs;
-      widen_row(static_cast<const S*>(p_.x) + (row + r) * p_.x_stride, to, p_.inputs);
-      if (p_.normalize_input) {
-        const T norm = guarded_norm(to, p_.inputs);
-        for (int64_t d = 0; d < p_.inputs; ++d) to[d] /= norm;
-      }
-      top_[r] = {keys_ + r * b_.capacity, 0, b_.need, b_.capacity};
-    }
+    operands_.load_block(row, rows);
+    for (int64_t r = 0; r < rows; ++r) top_[r] = {keys_ + r * b_.capacity, 0, b_.need, b_.capacity};
     const T everything = static_cast<T>(__builtin_nan(""));
     for (int64_t i = 0; i < (rows + kTileX) * kTileW; ++i) limits_[i] = everything;
   }
-
-  int64_t row_of(int64_t neuron) const { return p_.rows ? p_.rows[neuron] : neuron; }
-
-  // Rows of the weight, where they lie or, at most gathered_rows() of them, as a copy.
-  const S* stored_panel(int64_t first, int64_t neurons, ptrdiff_t* stride) {
-    const S* const weight = static_cast<const S*>(p_.weight);
-    *stride = gathers() ? p_.inputs : p_.weight_stride;
-    if (!gathers()) return weight + first * p_.weight_stride;
-    if (!p_.weight_transposed) {
-      for (int64_t j = 0; j < neurons; ++j)
-        std::memcpy(gathered_ + j * p_.inputs, weight + row_of(first + j) * p_.weight_stride,
-                    static_cast<size_t>(p_.inputs) * sizeof(S));
-      return gathered_;
-    }
-    constexpr int64_t kTogether = 16;  // neurons: about a cache line of the transposed weight
-    for (int64_t begin = 0; begin < neurons; begin += kTogether) {
-      const int64_t end = begin + clamp(neurons - begin, 1, kTogether);
-      for (int64_t d = 0; d < p_.inputs; ++d)
-        for (int64_t j = begin; j < end; ++j)
-          gathered_[j * p_.inputs + d] = weight[d * p_.weight_stride + row_of(first + j)];
-    }
-    return gathered_;
-  }
-
-  // The panel in the accumulation type.
-  const T* load_panel(int64_t first, int64_t neurons, ptrdiff_t* stride) {
-    const S* const stored = stored_panel(first, neurons, stride);
-    load_affine(stored, *stride, first, neurons);
-    if constexpr (widened()) {
-      for (int64_t j = 0; j < neurons; ++j) widen_row(stored + j * *stride, panel_ + j * p_.inputs, p_.inputs);
-      *stride = p_.inputs;
-      return panel_;
-    } else {
-      return stored;
-    }
-  }
-
-  void load_affine(const S* stored, ptrdiff_t stride, int64_t first, int64_t neurons) {
-    for (int64_t j = 0; j < neurons; ++j) {
-      const int64_t row = row_of(first + j);
-      const T factor = p_.scale ? to_acc(static_cast<const S*>(p_.scale)[row]) : T{1};
-      if (p_.normalize_weight)
-        scale_[j] = factor / guarded_norm(stored + j * stride, p_.inputs);
-      else if (p_.scale)
-        scale_[j] = factor;
-      if (p_.bias) shift_[j] = factor * to_acc(static_cast<const S*>(p_.bias)[row]);
-    }
-  }
-  const T* scale() const { return p_.normalize_weight || p_.scale ? scale_ : nullptr; }
-  const T* shift() const { return p_.bias ? shift_ : nullptr; }
 
   // What a scan calls for each score that passed: enters it, and raises the row's limit when the buffer was cut.
   auto emitter(int64_t first_row) {
@@ -216,15 +144,15 @@ class Part {
 
   void scan_panel(int64_t first, int64_t neurons, int64_t rows) {
     ScanBlock<T> block;
-    block.w = load_panel(first, neurons, &block.w_stride);
+    block.w = operands_.load_panel(first, neurons, &block.w_stride);
     block.magnitude = p_.magnitude;
     block.x_stride = block.size = p_.inputs;
     block.first = first;
     block.neurons = static_cast<int>(neurons);
-    block.scale = scale();
-    block.shift = shift();
+    block.scale = operands_.scale();
+    block.shift = operands_.shift();
     for (int64_t begin = 0; begin < rows; begin += b_.sub) {
-      block.x = x_ + begin * p_.inputs;
+      block.x = operands_.x() + begin * p_.inputs;
       block.rows = static_cast<int>(clamp(rows - begin, 1, b_.sub));
       block.limits = limits_ + begin * kTileW;
       auto emit = emitter(begin);
@@ -236,10 +164,10 @@ class Part {
   // False when the plain scan is the faster one for these data.
   bool preselect_panel(Preselection<S>& preselection, int64_t first, int64_t neurons) {
     ptrdiff_t stride;
-    const S* const stored = stored_panel(first, neurons, &stride);
-    load_affine(stored, stride, first, neurons);
+    const S* const stored = operands_.stored_panel(first, neurons, &stride);
     auto emit = emitter(0);
-    return preselection.scan(stored, stride, first, neurons, scale(), shift(), limits_, kTileW, emit);
+    return preselection.scan(stored, stride, first, neurons, operands_.scale(), operands_.shift(), limits_, kTileW,
+                             emit);
   }
 #endif
 
@@ -256,9 +184,9 @@ class Part {
   const TopkLinearParams& p_;
   const TopkPart& part_;
   const Blocking b_;
+  Operands<S, T, TopkLinearParams> operands_;
   Arena arena_;
-  T *x_, *panel_, *scale_, *shift_, *limits_;
-  S* gathered_;
+  T* limits_;
   TopKeys<T>* top_;
   Key<T>* keys_;
 };
