@@ -6,6 +6,7 @@ missing is said by `python -m ssd_kernels`, and by the operation that needs it.
 
 from ._types import Rows, TopK
 from .activation_counts import activation_counts, top_n
+from .batch_topk_linear import batch_topk_linear
 from .distill import DistillLoss, distill_hidden, distill_loss
 from .gaba_linear import gaba_linear
 from .nn import SparseTopKLinear
@@ -15,6 +16,7 @@ from .replace import replace_topk
 from .sdmlp_trainer import EpochStats, NonFiniteStep, QuadraticPenalty, SDMLPEngine, Share, Teacher, neuron_bounds
 from .sparse_linear import sparse_linear
 from .sparse_update import sparse_update_
+from .threshold_linear import threshold_linear
 from .topk_linear import topk_linear
 
 __version__ = "0.1.0"
@@ -32,6 +34,7 @@ __all__ = [
     "Teacher",
     "TopK",
     "activation_counts",
+    "batch_topk_linear",
     "clip_grad_norm_",
     "distill_hidden",
     "distill_loss",
@@ -41,6 +44,7 @@ __all__ = [
     "replace_topk",
     "sparse_linear",
     "sparse_update_",
+    "threshold_linear",
     "top_n",
     "topk_linear",
 ]

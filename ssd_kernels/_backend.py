@@ -16,8 +16,8 @@ from . import _native
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 # Every operation, one folder each.
-OPERATIONS = ("activation_counts", "distill", "gaba_linear", "relu_fisher", "sdmlp_trainer", "sparse_linear",
-              "sparse_update", "topk_linear")  # fmt: skip
+OPERATIONS = ("activation_counts", "batch_topk_linear", "distill", "gaba_linear", "relu_fisher", "sdmlp_trainer",
+              "sparse_linear", "sparse_update", "threshold_linear", "topk_linear")  # fmt: skip
 
 # The files of an operation's folder that make it one of a backend.
 _FILES = {"cpu": ("cpu.py", "native.py"), "triton": ("triton_kernel.py",), "cuda": ("cuda.py",)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from typing import TypeGuard
 
 import torch
@@ -180,6 +181,35 @@ def _contents_in_torch(indices: Tensor, offsets: Tensor | None, neurons: int, as
         if falls.any():
             return _ORDER, int(flat[1:][falls][0])
     return 0, 0
+
+
+def exportable(operation: str) -> None:
+    """Refuses the export to ONNX, which knows none of these operations.
+
+    Raises:
+        NotImplementedError: torch.onnx.export is at work.
+    """
+    onnx = sys.modules.get("torch.onnx")  # loaded by those who export
+    if onnx is not None and not torch.compiler.is_dynamo_compiling() and onnx.is_in_onnx_export():
+        raise NotImplementedError(
+            f"{operation}: ONNX has no such operation; allowed are torch.export and torch.compile. For ONNX, export "
+            "the eager model: weights and state_dict are the same"
+        )
+
+
+def sparse_gradient(operation: str) -> None:
+    """Refuses sparse_grad=True where nothing would take the gradient.
+
+    Raises:
+        ValueError: inside DistributedDataParallel, which takes sparse gradients from nn.Embedding alone.
+    """
+    if torch.compiler.is_compiling() or "torch.nn.parallel.distributed" not in sys.modules:
+        return
+    if getattr(torch.nn.parallel.distributed.DistributedDataParallel, "_active_ddp_module", None) is not None:
+        raise ValueError(
+            f"{operation}: sparse_grad=True in DistributedDataParallel, which takes sparse gradients from nn.Embedding "
+            "alone: allowed is False"
+        )
 
 
 def overlaps(matrix: Tensor) -> bool:

@@ -44,5 +44,6 @@ void bind_distill(pybind11::module_& m);
 void bind_gaba_linear(pybind11::module_& m);
 void bind_sparse_linear(pybind11::module_& m);
 void bind_relu_fisher(pybind11::module_& m);
+void bind_threshold_linear(pybind11::module_& m);
 
 }  // namespace ssd::bindings

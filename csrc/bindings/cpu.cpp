@@ -23,6 +23,7 @@ PYBIND11_MODULE(_cpu, m) {
   ssd::bindings::bind_gaba_linear(m);
   ssd::bindings::bind_sparse_linear(m);
   ssd::bindings::bind_relu_fisher(m);
+  ssd::bindings::bind_threshold_linear(m);
 #ifdef SSD_OPENMP
   m.attr("openmp") = true;
 #else
