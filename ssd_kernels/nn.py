@@ -148,6 +148,13 @@ class SparseTopKLinear(nn.Module):
             backend=self.backend,
         )
 
+    def __prepare_scriptable__(self) -> None:
+        """What torch.jit.script asks of a module."""
+        raise NotImplementedError(
+            "SparseTopKLinear: torch.jit.script compiles no registered operation; allowed are torch.compile and "
+            "torch.export"
+        )
+
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, k={self.k}, "

@@ -75,6 +75,9 @@ def gaba_linear(
                 [0., 1., 0.],
                 [0., 0., 1.]])
     """
+    _checks.exportable("gaba_linear")
+    if sparse_grad:
+        _checks.sparse_gradient("gaba_linear")
     for name, tensor in (("x", x), ("weight", weight), ("g", g)):
         _checks.dense(name, tensor)
     x, weight = _autocast.cast(x, weight)

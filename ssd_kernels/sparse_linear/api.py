@@ -7,14 +7,18 @@ from torch import Tensor
 
 from .. import _autocast, _checks
 from .._backend import resolve
-from .._library import derivative_of_transform
+from .._library import derivative_of_transform, refuse_transforms
 from .._types import Backend, Rows, TopK
 from . import ops as ops  # registers the operations
 from . import reference
 
 
 def sparse_linear(
-    activations: TopK | Rows | torch.return_types.topk, weight: Tensor, *, backend: Backend = "auto"
+    activations: TopK | Rows | torch.return_types.topk,
+    weight: Tensor,
+    *,
+    sparse_grad: bool = False,
+    backend: Backend = "auto",
 ) -> Tensor:
     """Linear layer on sparse activations: y_b = sum over the entries of sample b of value * weight[:, index].
 
@@ -25,6 +29,9 @@ def sparse_linear(
         activations: TopK with values (..., K), or Rows over B samples; or what torch.topk gives in the last dimension.
             No neuron twice in a sample.
         weight: (C, R) float, the dtype of the values.
+        sparse_grad: for a weight that is the transpose (.t(), .T, .mT) of an (R, C) tensor, as sparse autoencoders
+            store their decoder: that tensor's gradient is coalesced COO with one sparse dimension, the rows of
+            neurons with an entry that is not 0, as torch.nn.Embedding's. Not under torch.compile nor in DDP.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
@@ -32,7 +39,7 @@ def sparse_linear(
         forward mode run the specification in plain torch.
 
     Raises:
-        ValueError: a shape, dtype, device or backend that is not allowed.
+        ValueError: a shape, dtype, device or backend that is not allowed; sparse_grad where it cannot work.
         IndexError: an index outside [0, R) (checked on CPUs).
 
     Examples:
@@ -45,8 +52,11 @@ def sparse_linear(
         activations = TopK(found, places.to(torch.int32), found[..., 0].detach())
     if not isinstance(activations, TopK | Rows):
         raise ValueError(f"activations must be TopK, Rows or torch.topk's result, got {type(activations).__name__}")
+    _checks.exportable("sparse_linear")
     _checks.dense("values", activations.values)
     _checks.dense("weight", weight)
+    if sparse_grad and weight.requires_grad and torch.is_grad_enabled():
+        return _with_sparse_gradient(activations, weight, backend)
     values, weight = _autocast.cast(activations.values, weight)
     activations = activations._replace(values=values)
     indices = activations.indices
@@ -59,6 +69,36 @@ def sparse_linear(
     k = values.shape[-1]
     y = torch.ops.ssd_kernels.sparse_linear_fwd(values.reshape(-1, k), indices.reshape(-1, k), None, weight, name)
     return y.reshape(*values.shape[:-1], weight.shape[0])
+
+
+def _with_sparse_gradient(activations: TopK | Rows, weight: Tensor, backend: Backend) -> Tensor:
+    """The same on the (R, C) tensor that the weight is the transpose of: a sparse gradient has no transpose."""
+    if torch.compiler.is_compiling():
+        raise ValueError("sparse_linear: sparse_grad=True cannot be compiled: allowed is False")
+    _checks.sparse_gradient("sparse_linear")
+    refuse_transforms("sparse_linear with sparse_grad=True", activations.values, weight)
+    table = weight._base
+    if (
+        weight.dim() != 2
+        or table is None
+        or table.shape != weight.shape[::-1]
+        or table.stride() != weight.stride()[::-1]
+    ):
+        raise ValueError(
+            "sparse_linear: sparse_grad=True: weight must be the transpose (.t(), .T, .mT) of an (R, C) tensor, whose "
+            "rows the gradient holds"
+        )
+    values, table = _autocast.cast(activations.values, table)
+    activations = activations._replace(values=values)
+    _check(activations, table.t())
+    name = resolve(backend, "sparse_linear", table.device)
+    indices, fixed = activations.indices, isinstance(activations, TopK)
+    lead, k = values.shape[:-1], values.shape[-1] if fixed else 0
+    if fixed:
+        values, indices = values.reshape(-1, k), indices.reshape(-1, k)
+    offsets = None if isinstance(activations, TopK) else activations.offsets
+    y = torch.ops.ssd_kernels.sparse_linear_table_fwd(values, indices, offsets, table, name)
+    return y.reshape(*lead, table.shape[1]) if fixed else y
 
 
 def _in_plain_torch(activations: TopK | Rows, weight: Tensor) -> Tensor:

@@ -106,6 +106,88 @@ def _backward(ctx, grad_y):
     return grad_values if need_values else None, None, None, grad_weight if need_weight else None, None
 
 
+# ---- The weight as an (R, C) table with a row-sparse gradient.
+def _table_fwd(values: Tensor, indices: Tensor, offsets: Tensor | None, table: Tensor, backend: str) -> Tensor:
+    return _fwd(values, indices, offsets, table.t(), backend)
+
+
+def _table_fwd_fake(values, indices, offsets, table, backend):
+    batch = values.shape[0] if offsets is None else offsets.shape[0] - 1
+    return table.new_empty(batch, table.shape[1])
+
+
+def _table_bwd(
+    grad_y: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    offsets: Tensor | None,
+    table: Tensor,
+    need_values: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_values, _ = _bwd(grad_y, values, indices, offsets, table.t(), need_values, False, backend)
+    size = torch.where(values == 0, 0.0, 1.0).to(values.dtype).flatten()  # entries of 0 add nothing: no row for them
+    flat, places = values.flatten(), indices.flatten()
+    if offsets is None:
+        offsets = torch.arange(values.shape[0] + 1, device=values.device) * values.shape[1]
+    if backend == "reference":
+        rows = torch.unique(places[size > 0].long())
+        _, grad_weight = reference.sparse_linear_backward(grad_y, flat, places, offsets, table.t())
+        return grad_values, rows, grad_weight.t()[rows].contiguous()
+    # The gradient of a layer's weight from pairs (b, j): rows of grad_y take the place of x, values that of ds.
+    _, rows, grad_rows = rows_backward(backend)(flat, size, places, offsets, grad_y, table, False, True, as_rows=True)
+    return grad_values, rows, grad_rows
+
+
+def rows_backward(backend: str):
+    """The kernel of a backend that sums over pairs by neuron; it is gaba_linear's."""
+    match backend:
+        case "cpu":
+            from ..gaba_linear import cpu as kernels
+        case "cuda":
+            from ..gaba_linear import cuda as kernels
+        case _:
+            from ..gaba_linear import triton_kernel as kernels
+    return kernels.rows_backward
+
+
+def _table_bwd_fake(grad_y, values, indices, offsets, table, need_values, backend):
+    count = torch.library.get_ctx().new_dynamic_size()
+    return (
+        values.new_empty(values.shape if need_values else (0,)),
+        table.new_empty(count, dtype=torch.int64),
+        table.new_empty(count, table.shape[1]),
+    )
+
+
+def _table_backward(ctx, grad_y):
+    values, indices, offsets, table = ctx.saved_tensors
+    need_values, need_table = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
+    if not need_table:
+        arguments = (grad_y, values, indices, offsets, table.t(), need_values, False, ctx.backend)
+        return torch.ops.ssd_kernels.sparse_linear_bwd(*arguments)[0], None, None, None, None
+    grad_values, rows, grad_rows = torch.ops.ssd_kernels.sparse_linear_table_bwd(
+        grad_y, values, indices, offsets, table, need_values, ctx.backend
+    )
+    grad_table = torch.sparse_coo_tensor(rows[None], grad_rows, table.shape, is_coalesced=True, check_invariants=False)
+    # AccumulateGrad takes apart a sparse gradient that nobody else holds, and forgets that it is coalesced.
+    ctx.grad_table = grad_table
+    return grad_values if need_values else None, None, None, grad_table, None
+
+
+register_backward(
+    "sparse_linear_table_bwd(Tensor grad_y, Tensor values, Tensor indices, Tensor? offsets, Tensor table,"
+    " bool need_values, str backend) -> (Tensor, Tensor, Tensor)",
+    _table_bwd,
+    _table_bwd_fake,
+)
+register(
+    "sparse_linear_table_fwd(Tensor values, Tensor indices, Tensor? offsets, Tensor table, str backend) -> Tensor",
+    _table_fwd,
+    _table_fwd_fake,
+    setup_context=_setup,
+    backward=_table_backward,
+)
 register_backward(
     "sparse_linear_bwd(Tensor grad_y, Tensor values, Tensor indices, Tensor? offsets, Tensor weight,"
     " bool need_values, bool need_weight, str backend) -> (Tensor, Tensor)",

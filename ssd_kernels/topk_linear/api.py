@@ -150,6 +150,9 @@ def topk_linear(
         >>> top.values.flatten().tolist(), top.indices.flatten().tolist(), top.threshold.tolist()
         ([3.0, 2.0, 0.0], [0, 1, 0], [2.0, 1.0, 0.0])
     """
+    _checks.exportable("topk_linear")
+    if sparse_grad:
+        _checks.sparse_gradient("topk_linear")
     _one_of("activation", activation, ACTIVATIONS)
     _one_of("normalize", normalize, NORMALIZE)
     _one_of("precision", precision, PRECISIONS)

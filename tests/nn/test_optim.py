@@ -142,3 +142,19 @@ def test_sgd_state_dict_round_trip():
     other = SparseSGD([nn.Parameter(torch.ones(2))])
     other.load_state_dict(optimizer.state_dict())
     assert other.param_groups[0]["lr"] == 0.5 and other.param_groups[0]["clamp"]
+
+
+@pytest.mark.parametrize("foreach", [None, True, False])
+@pytest.mark.parametrize("norm_type", [1, 2.0, 3, 0.5, float("inf"), "inf"])
+def test_norms_and_foreach_are_torchs(norm_type, foreach):
+    ours, theirs = parameters()
+    norm = ssd_kernels.clip_grad_norm_(ours, 0.7, norm_type, foreach=foreach)
+    expected = nn.utils.clip_grad_norm_(theirs, 0.7, float(norm_type))
+    torch.testing.assert_close(norm, expected.double(), rtol=1e-6, atol=0)  # torch's is a sum in fp32
+    for mine, other in zip(ours[:-1], theirs):
+        torch.testing.assert_close(mine.grad.to_dense(), other.grad)
+
+
+def test_a_norm_type_that_is_none_is_refused():
+    with pytest.raises(ValueError, match=r"norm_type=0\.0: allowed are numbers > 0, and inf"):
+        ssd_kernels.clip_grad_norm_(parameters()[0], 1.0, 0)

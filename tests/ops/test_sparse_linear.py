@@ -258,3 +258,56 @@ def test_what_torch_topk_gives() -> None:
     torch.testing.assert_close(*results)
     for ours, theirs in zip(*grads):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ("topk", "rows"))
+@pytest.mark.parametrize("dtype", testing.DTYPES, ids=id_of)
+def test_sparse_gradients_are_the_rows_of_the_dense_ones(dtype, kind, backend):
+    shape = testing.Shape(13, 65, 257, 5)
+    active = activations(shape, kind, dtype)
+    active.values.view(-1)[::7] = 0  # adds nothing: its neuron has no row for it
+    table = make(shape.r, CLASSES, dtype=dtype, seed=1).requires_grad_()
+    values = active.values.detach().requires_grad_()
+    found = []
+    for sparse_grad in (False, True):
+        table.grad = values.grad = None
+        y = sparse_linear(active._replace(values=values), table.t(), sparse_grad=sparse_grad, backend=backend)
+        y.backward(make(*y.shape, seed=5, dtype=dtype))
+        found.append((y.detach(), values.grad, table.grad))
+    (y, grad_values, dense), (sparse_y, sparse_values, sparse) = found
+    assert same_bits(y, sparse_y) and same_bits(grad_values, sparse_values)
+    assert sparse.is_sparse and sparse.is_coalesced() and sparse.sparse_dim() == 1
+    rows = sparse.indices()[0]
+    touched = active.indices[active.values != 0].unique().long()
+    assert torch.equal(rows, touched)
+    tol = 16 * torch.finfo(dtype).eps * float(dense.abs().max())
+    assert_accurate(sparse.to_dense(), dense.double(), dense, tol=tol)
+
+
+def test_sparse_gradients_train_and_are_refused_by_name(backend):
+    table = make(30, 4, seed=1).requires_grad_()
+    active = TopK(torch.ones(2, 3), torch.tensor([[1, 2, 3], [3, 4, 5]], dtype=torch.int32), torch.zeros(2))
+    before = table.detach().clone()
+    optimizer = torch.optim.SparseAdam([table], lr=0.1)
+    sparse_linear(active, table.mT, sparse_grad=True, backend=backend).sum().backward()
+    optimizer.step()
+    assert (table != before).any(1).nonzero().flatten().tolist() == [1, 2, 3, 4, 5]
+    with torch.no_grad():
+        assert sparse_linear(active, make(4, 30), sparse_grad=True, backend=backend).shape == (2, 4)
+    with pytest.raises(ValueError, match=r"weight must be the transpose .* of an \(R, C\) tensor"):
+        sparse_linear(active, make(4, 30).requires_grad_(), sparse_grad=True, backend=backend)
+    with pytest.raises(NotImplementedError, match=r"sparse_grad=True: torch\.func: allowed is"):
+        torch.func.grad(lambda t: sparse_linear(active, t.mT, sparse_grad=True, backend=backend).sum())(table)
+    compiled = torch.compile(lambda: sparse_linear(active, table.mT, sparse_grad=True), fullgraph=True)
+    with pytest.raises(Exception, match="sparse_grad=True cannot be compiled"):
+        compiled()
+
+
+def test_opcheck_of_the_table(backend):
+    active = activations(testing.Shape(5, 7, 33, 4))
+    values, table = active.values.requires_grad_(), make(33, 6, seed=1).requires_grad_()
+    ops = torch.ops.ssd_kernels
+    torch.library.opcheck(ops.sparse_linear_table_fwd.default, (values, active.indices, None, table, backend),
+                          test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))  # fmt: skip
+    arguments = (make(5, 6), values.detach(), active.indices, None, table.detach(), True, backend)
+    torch.library.opcheck(ops.sparse_linear_table_bwd.default, arguments)
