@@ -253,7 +253,7 @@ def test_no_generated_files_are_tracked():
 def test_the_top_level_is_that_of_the_design():
     expected = {
         ".ci", ".clang-format", ".gitignore", "CHANGELOG.md", "CITATION.cff", "CMakeLists.txt", "CONTRIBUTING.md",
-        "LICENSE", "MANIFEST.in", "README.md", "benchmarks", "conftest.py", "constraints.txt", "csrc", "docs", "examples",
-        "mkdocs.yml", "pyproject.toml", "python", "results", "setup.py", "ssd_kernels", "tests",
+        "LICENSE", "MANIFEST.in", "README.md", "benchmarks", "conftest.py", "constraints.txt", "csrc", "docs",
+        "examples", "mkdocs.yml", "pyproject.toml", "python", "results", "setup.py", "ssd_kernels", "tests",
     }  # fmt: skip
     assert {name.partition("/")[0] for name in tracked()} <= expected

@@ -87,8 +87,8 @@ def checked(
                 f"{operation}: {name} must be {x.dtype} {tuple(shape)} on {x.device}, as x and R say, got "
                 f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
             )
-    if scale is not None and _readable(scale) and not bool((scale.detach() > 0).all()):
-        raise ValueError(f"{operation}: scale must be positive, got entries that are not > 0")
+    if scale is not None and _readable(scale) and not bool(((scale.detach() > 0) & scale.detach().isfinite()).all()):
+        raise ValueError(f"{operation}: scale must be positive and finite, got entries that are not")
     refuse_transforms(operation, x, weight, bias, scale)
     return x, weight, bias, scale
 

@@ -29,6 +29,14 @@ CALLS = {
         lambda x: ssd_kernels.gaba_linear(x, WEIGHT, 3, torch.ones(40), output="rows").values,
         lambda batch: (testing.make(batch, 19, seed=1),),
     ),
+    "threshold_linear": (
+        lambda x: ssd_kernels.threshold_linear(x, WEIGHT, 0.5).values,
+        lambda batch: (testing.make(batch, 19, seed=1),),
+    ),
+    "batch_topk_linear": (
+        lambda x: ssd_kernels.batch_topk_linear(x, WEIGHT, 3).values,
+        lambda batch: (testing.make(batch, 19, seed=1),),
+    ),
     "sparse_linear": (
         lambda values, indices: ssd_kernels.sparse_linear(topk(values, indices), OUTPUT),
         lambda batch: (testing.make(batch, 3, seed=2), some_indices(batch)),
