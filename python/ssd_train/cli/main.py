@@ -101,11 +101,15 @@ def _eval(argv: list[str]) -> int:
 def _paper(argv: list[str]) -> int:
     from ..report.experiments import EXPERIMENTS
     from ..report.paper import paper
+    from ..report.render import render
 
-    parser = ArgumentParser(prog="ssd-train paper", exit_on_error=False, description="Reproduces a table or figure.")
-    parser.add_argument("name", type=str, help=", ".join(EXPERIMENTS))
-    parser.add_argument("--data", nargs="+", type=str, required=True, help="data sets, one per column of the table")
-    parser.add_argument("--seeds", type=int | str | list[int], default="0-4", help="0, 0,1,2 or 0-4")
+    parser = ArgumentParser(prog="ssd-train paper", exit_on_error=False, description="Reproduces a table or figure; "
+                            "without --data, prints tables from committed results.")  # fmt: skip
+    parser.add_argument("names", nargs="+", type=str, help=", ".join(EXPERIMENTS))
+    parser.add_argument("--data", nargs="+", type=str, default=[], help="data sets to train on, one per column")
+    parser.add_argument("--seeds", type=int | str | list[int] | None, default=None, help="0, 0,1,2 or 0-4 (default)")
+    parser.add_argument("--orders", type=str | None, default=None, help="orders of the tasks, as ordinal,numpy:3: "
+                        "order i with seed i")  # fmt: skip
     parser.add_argument("--epochs", type=int | None, default=None, help="epochs per task, if not the paper's")
     parser.add_argument("--neurons", type=int | None, default=None, help="neurons, if not the paper's")
     parser.add_argument("--set", nargs="+", type=str, default=[], help="any other options of run, as name=value")
@@ -114,11 +118,37 @@ def _paper(argv: list[str]) -> int:
     parser.add_argument("--out", type=str, default="runs/paper", help="folder of the results, and of the runs")
     parser.add_argument("--workers", type=int | None, default=None, help="runs at a time; 0: in this process")
     parser.add_argument("--threads", type=int | None, default=None, help="CPU threads of each run")
+    parser.add_argument("--results", type=str, default="results/paper", help="folder of committed X.json files")
+    parser.add_argument("--add", nargs="+", type=str, default=[], help="finished runs that become part of --results")
+    parser.add_argument("--into", type=str | None, default=None, help="a page whose text between <!-- X --> and "
+                        "<!-- /X --> becomes the table")  # fmt: skip
     options = parse(parser, argv)
+    _refuse_mixed(argv, bool(options.data))
+    if not options.data:
+        page = None if options.into is None else Path(options.into)
+        return render(options.names, Path(options.results), [Path(p) for p in options.add], page)
+    orders = options.orders.split(",") if options.orders else None
+    seeds = options.seeds if options.seeds is not None else f"0-{len(orders) - 1}" if orders else "0-4"
     workers, threads = _spread(options.workers, options.threads)
     changes = (options.epochs, options.neurons, options.set)
     out, pretrained = Path(options.out), options.pretrained
-    return paper(options.name, options.data, options.seeds, out, changes, workers, threads, pretrained)
+    for name in options.names:
+        code = paper(name, options.data, seeds, out, changes, workers, threads, pretrained, orders)
+        if code:
+            return code
+    return 0
+
+
+def _refuse_mixed(argv: list[str], trains: bool) -> None:
+    """Options that say how to train need data; those about committed results need none."""
+    reading = {"--results", "--add", "--into"}
+    for option in typed_options(argv):
+        if option == "--data" or option in ("--help", "--print_config"):
+            continue
+        if trains and option in reading:
+            raise BadInput(f"{option}: is for tables from committed results, without --data")
+        if not trains and option not in reading:
+            raise BadInput(f"{option}: is for training, with --data; without it, tables come from --results")
 
 
 def _sweep(argv: list[str]) -> int:

@@ -33,6 +33,8 @@ class FlyModelOptions:
 class FlyModel(Method):
     """Every unit sums some inputs, drawn at random; the share `winners` of the R units is active, the rest silent.
 
+    The inputs of a sample are first scaled to 0 .. 1, least to greatest, as the authors of the SDMLP paper do for it.
+
     For a sample of class c each weight from an active unit to output c grows by `step` times the unit's activity and
     stops at 1: sums that are cut off, so the order of the samples changes nothing but rounding. No gradient, no second
     epoch, and no other class's weights move. The network's own weights stay as they were drawn.
@@ -62,7 +64,8 @@ class FlyModel(Method):
 
     def code(self, x: Tensor) -> Tensor:
         """The active units of each sample, scaled to a largest value of 1, none below 0: (B, R)."""
-        scores = x @ self.projection.T
+        low, high = x.aminmax(dim=1, keepdim=True)
+        scores = ((x - low) / (high - low).clamp_min(1e-12)) @ self.projection.T
         top = scores.topk(max(1, round(self.options.winners * len(self.projection))), dim=1)
         values = top.values.clamp_min(0)
         values = values / values[:, :1].clamp_min(1e-12)

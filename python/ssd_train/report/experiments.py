@@ -17,7 +17,8 @@ ABLATION = {
     "lam": 0.5,
     "n_distill": 1000,
 }
-MAIN = {"epochs": 2000, "order": "seed"}
+FULL_LENGTH = 2000
+MAIN = {"epochs": FULL_LENGTH, "order": "seed"}
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,19 @@ class Cell:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One table or figure. kind: `table` (a column per data set) or the figure's drawing in figures.py."""
+    """One table or figure.
+
+    Attributes:
+        kind: `table` (a column per data set), or the figure's drawing in figures.py.
+        pairs: rows (a, b) whose difference a - b is shown, order by order.
+    """
 
     title: str
     cells: list[Cell]
     kind: str = "table"
     metric: str = "accuracy"
     note: str = ""
+    pairs: tuple[tuple[str, str], ...] = ()
 
 
 def _three(cifar10: float | None, cifar100: float | None, mnist: float | None) -> dict[str, float]:
@@ -54,6 +61,36 @@ def _ablation(row: str, value: float | None = None, **changes: Any) -> Cell:
     return Cell(row, MAIN | ABLATION | changes, {} if value is None else {CIFAR10: value})
 
 
+def _study(row: str, epochs: int = 200, neurons: int = 1000, method: str = "ssd", **changes: Any) -> Cell:
+    settings = {"method": method, "neurons": neurons, "k": 10, "epochs": epochs, "order": "seed"}
+    return Cell(row, settings | changes)
+
+
+def _studies() -> Experiment:
+    """One setting at a time, everything else at the defaults; then which part of the loss makes the gain."""
+    varied = [
+        _study("SDMLP", method="sdmlp"),
+        _study("LwF on the SDMLP", method="lwf", model="sdmlp"),
+        *(_study(f"SSD, n {n}", n_distill=n) for n in (10, 200)),
+        *(_study(f"SSD, alpha {a}", alpha=a) for a in (0.3, 0.5, 0.9)),
+        _study("SSD, T 2", temperature=2.0),
+        _study("SSD, reverse KL", kl="reverse"),
+        _study("SSD, hidden scores", hidden="scores"),
+        _study("SSD, entropy ranks", rank="entropy"),
+        *(_study(f"{name}, no switch", method=name.lower(), gaba_switch="none") for name in ("SDMLP", "SSD")),
+    ]
+    cells, pairs = [_study("SSD"), *varied], [(cell.row, "SSD") for cell in varied[:-2]]
+    pairs.append(("SSD, no switch", "SDMLP, no switch"))
+    for size, neurons in (("1000", 1000), ("10 000", 10_000)):
+        rows = {"SSD": {}, "logits only": {"lam": 0.0}, "hidden only": {"lam": 1.0}}
+        cells += [_study(f"{row}, {size} neurons", 500, neurons, **changes) for row, changes in rows.items()]
+        cells.append(_study(f"SDMLP, {size} neurons", 500, neurons, "sdmlp"))
+        names = [("SSD", "logits only"), ("SSD", "hidden only"), ("SSD", "SDMLP"), ("hidden only", "SDMLP")]
+        pairs += [(f"{a}, {size} neurons", f"{b}, {size} neurons") for a, b in names]
+    return Experiment("Studies: what SSD's gain is made of (n 1000, alpha 0.7, T 8, lam 0.1 unless the row says "
+                      "otherwise)", cells, pairs=tuple(pairs))  # fmt: skip
+
+
 TINY = {"neurons": 10_000, "k": 10, "classes_per_task": 20}
 SSD = MAIN | {"method": "ssd", "neurons": 10_000, "k": 10}
 DENSE = ("EWC", "SI", "LwF", "iCaRL")
@@ -66,7 +103,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         _row("EWC (ReLU MLP)", "ewc", 10_000, 10, 0.65, 0.16, 0.61, model="relu"),
         _row("SSD, K 10", "ssd", 10_000, 10, 0.81, 0.43, 0.57),
         _row("SSD+EWC, K 10", "ssd+ewc", 10_000, 10, 0.87, 0.52, 0.86),
-    ]),
+    ], pairs=(("SSD, K 10", "SDMLP, K 10"), ("SSD+EWC, K 10", "SSD, K 10"))),
     "table2": Experiment("Table 2: accuracy with 1000 neurons", [
         _row("SDMLP, K 10", "sdmlp", 1000, 10, 0.63, 0.29, 0.53),
         _row("SDMLP, K 1", "sdmlp", 1000, 1, 0.70, 0.25, 0.69),
@@ -75,7 +112,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         _row("SSD, K 10", "ssd", 1000, 10, 0.73, 0.34, 0.55),
         _row("SSD, K 1", "ssd", 1000, 1, 0.74, 0.35, 0.74),
         _row("SSD+EWC, K 1", "ssd+ewc", 1000, 1, 0.80, 0.40, 0.86),
-    ]),
+    ], pairs=(("SSD, K 10", "SDMLP, K 10"), ("SSD, K 1", "SDMLP, K 1"), ("SSD+EWC, K 1", "SSD, K 1"))),
     "table3": Experiment("Table 3: backward transfer with 10 000 neurons", [
         Cell("SDMLP", SSD | {"method": "sdmlp"}, {CIFAR10: -0.1828}),
         Cell("SSD", SSD, {CIFAR10: -0.1234}),
@@ -115,6 +152,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "resnet": Experiment("Appendix A: ResNet embeddings", [
         Cell("SDMLP", SSD | {"method": "sdmlp"}, {CIFAR10: 0.760}), Cell("SSD", SSD, {CIFAR10: 0.802}),
     ]),
+    "studies": _studies(),
 }  # fmt: skip
 
 

@@ -16,23 +16,24 @@ from ..errors import bad, say
 from ..jobs.job import make_job
 from ..jobs.schedule import run_all
 from ..methods.find import did_you_mean
-from ..metrics import accuracy as metrics
 from ..options import NO_SETTINGS, config_of, parse, run_parser
 from ..pretrained import NEEDED
 from ..records import Interrupted
 from ..validate import model_kind
-from . import figures
+from . import cells, figures
 from .experiments import EXPERIMENTS, Experiment, coefficients, column_of
 from .trained import Trained
 
 
 def paper(name: str, data: list[str], seeds: str, out: Path, changes: tuple[int | None, int | None, list[str]],
-          workers: int, threads: int | None, pretrained: list[str] | None = None) -> int:  # fmt: skip
+          workers: int, threads: int | None, pretrained: list[str] | None = None,
+          orders: list[str] | None = None) -> int:  # fmt: skip
     """Returns the exit code.
 
     Args:
         data: one data set per column. changes: epochs, neurons and `name=value` settings that replace the paper's in
             every row whose method knows them; the title tells them.
+        orders: an order of the tasks for each seed; by default the rows' own.
         pretrained: models of `ssd-train pretrain`; each SDMLP row starts from the one of its size.
     """
     if name not in EXPERIMENTS:
@@ -40,6 +41,8 @@ def paper(name: str, data: list[str], seeds: str, out: Path, changes: tuple[int 
     if workers < 0:
         raise bad("--workers", workers, "0 or more")
     experiment, numbers = EXPERIMENTS[name], parse_seeds(seeds)
+    if orders and len(orders) != len(numbers):
+        raise bad("--orders", ",".join(orders), f"one order for each seed of --seeds {seeds}, in the same sequence")
     overrides = parse_overrides(experiment, *changes)
     varied = varied_by(experiment)
     if taken := sorted(varied & set(overrides)):
@@ -52,7 +55,9 @@ def paper(name: str, data: list[str], seeds: str, out: Path, changes: tuple[int 
         for cell in experiment.cells:
             settings = _settings(name, coefficients(cell.settings, column) | cell.settings, spec, overrides)
             settings |= _pretrained(cell.row, settings, pretrained or [])
-            plan.append((cell, column, [make_job(settings, seed, out / "runs", threads) for seed in numbers]))
+            each = [settings | ({"order": orders[i]} if orders else {}) for i in range(len(numbers))]
+            jobs = [make_job(own, seed, out / "runs", threads) for own, seed in zip(each, numbers)]
+            plan.append((cell, column, jobs))
     try:
         found = run_all([job for _, _, jobs in plan for job in jobs], workers)
     except Interrupted as stop:
@@ -63,9 +68,11 @@ def paper(name: str, data: list[str], seeds: str, out: Path, changes: tuple[int 
         trained.append(Trained(cell.row, column, cell.paper.get(column), jobs, found[position : position + len(jobs)]))
         position += len(jobs)
     title = _title(experiment, overrides, numbers)
-    cells = _cells(experiment, trained)
-    text = _markdown(experiment, title, cells, trained)
-    write_atomic(out / f"{name}.json", (json.dumps({"title": title, "cells": cells}, indent=1) + "\n").encode())
+    made = _cells(experiment, trained)
+    table = experiment.kind == "table"
+    text = (cells.markdown(experiment, title, made) if table else _figures(experiment, title, made)) + _settled(trained)
+    made += cells.derived(experiment, made)
+    write_atomic(out / f"{name}.json", (json.dumps({"title": title, "cells": made}, indent=1) + "\n").encode())
     write_atomic(out / f"{name}.md", text.encode())
     if experiment.kind != "table":
         figures.draw(experiment.kind, title, trained, out / name)
@@ -139,39 +146,15 @@ def _title(experiment: Experiment, overrides: dict[str, Any], seeds: list[int]) 
 def _cells(experiment: Experiment, trained: list[Trained]) -> list[dict[str, Any]]:
     if experiment.kind in ("heatmap", "structure", "training"):
         return figures.cells(experiment.kind, trained)
-    cells = []
-    for item in trained:
-        triple = metrics.triple([run[experiment.metric]["mean"] for run in item.results])
-        if triple["mean"] is not None:
-            column = (
-                item.column if experiment.metric == "accuracy" else f"{item.column}, mean {experiment.metric.upper()}"
-            )
-            cells.append(_cell(item.row, column, triple, len(item.results), item.paper))
-    if experiment.metric == "bwt":
-        cells += _reductions(cells)
-    return cells
-
-
-def _cell(row: str, column: str, triple: dict[str, Any], n: int, paper: float | None) -> dict[str, Any]:
-    return {"row": row, "column": column, "mean": triple["mean"], "std": triple["std"], "n": n, "paper": paper}
-
-
-def _reductions(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Table 3's second column: how much less SSD forgets, relative to SDMLP."""
     found = []
-    for column in dict.fromkeys(cell["column"] for cell in cells):
-        bwt = {cell["row"]: cell for cell in cells if cell["column"] == column}
-        if {"SDMLP", "SSD"} <= bwt.keys() and bwt["SDMLP"]["mean"]:
-            reduction = 1 - bwt["SSD"]["mean"] / bwt["SDMLP"]["mean"]
-            triple = {"mean": reduction, "std": None}
-            paper = 0.325 if bwt["SSD"]["paper"] is not None else None
-            found.append(
-                _cell("SSD", column.replace("mean BWT", "forgetting reduction"), triple, bwt["SSD"]["n"], paper)
-            )
-    return found
+    for item in trained:
+        column = cells.heading(experiment, item.column)
+        found.append(cells.cell(item.row, column, item.paper, experiment.metric, item.results))
+    return [cell for cell in found if cell["mean"] is not None]
 
 
-def _markdown(experiment: Experiment, title: str, cells: list[dict[str, Any]], trained: list[Trained]) -> str:
+def _figures(experiment: Experiment, title: str, cells: list[dict[str, Any]]) -> str:
+    """What a figure shows in numbers: a line per row, a pair of columns per quantity."""
     columns = list(dict.fromkeys(cell["column"] for cell in cells))
     lines = [f"# {title}", "", "| |" + "".join(f" {c} | paper |" for c in columns), "|---|" + "---|---|" * len(columns)]
     for row in dict.fromkeys(cell["row"] for cell in cells):
@@ -180,16 +163,22 @@ def _markdown(experiment: Experiment, title: str, cells: list[dict[str, Any]], t
             cell = next((c for c in cells if (c["row"], c["column"]) == (row, column)), None)
             line += f" {_number(cell)} | {'' if cell is None or cell['paper'] is None else cell['paper']} |"
         lines.append(line)
-    lines += ["", f"Mean +- standard deviation over seeds. {experiment.note}".rstrip(), ""]
-    lines += [
-        "| row | data | method | model | epochs | order | pretraining | KL | estimator | engine | commit | torch |"
+    return "\n".join([*lines, "", f"Mean +- standard deviation over seeds. {experiment.note}".rstrip(), ""])
+
+
+def _settled(trained: list[Trained]) -> str:
+    """How each row was trained."""
+    lines = [
+        "",
+        "| row | data | method | model | epochs | order | pretraining | KL | estimator | engine | commit | torch |",
+        "|---" * 12 + "|",
     ]
-    lines += ["|---" * 12 + "|"]
     for item in trained:
         run = item.results[0]
         config, environment = run["config"], run["environment"]
+        order = ", ".join(dict.fromkeys(found["config"]["order"] for found in item.results))
         lines.append("| " + " | ".join(map(str, (
-            item.row, item.column, run["method"], run["model"], config["epochs"], config["order"],
+            item.row, item.column, run["method"], run["model"], config["epochs"], order,
             _pretraining(run), config.get("kl", "-"), run["estimator"], environment["engine"],
             _source.short(environment["commit"]), environment["torch"],
         ))) + " |")  # fmt: skip
