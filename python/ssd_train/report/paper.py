@@ -12,6 +12,7 @@ from ssd_kernels import _source
 from .. import data as datasets
 from ..checkpoint import read_tensors, write_atomic
 from ..config import parse_seeds
+from ..data.tasks import class_order
 from ..errors import bad, say
 from ..jobs.job import make_job
 from ..jobs.schedule import run_all
@@ -43,6 +44,8 @@ def paper(name: str, data: list[str], seeds: str, out: Path, changes: tuple[int 
     experiment, numbers = EXPERIMENTS[name], parse_seeds(seeds)
     if orders and len(orders) != len(numbers):
         raise bad("--orders", ",".join(orders), f"one order for each seed of --seeds {seeds}, in the same sequence")
+    for order in orders or []:
+        class_order(2, order)
     overrides = parse_overrides(experiment, *changes)
     varied = varied_by(experiment)
     if taken := sorted(varied & set(overrides)):
@@ -113,7 +116,7 @@ def parse_overrides(experiment: Experiment, epochs: int | None, neurons: int | N
 def _settings(name: str, settings: dict[str, Any], spec: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """A row's settings on one data set, with the overrides, and with curves as dense as the figure needs."""
     merged = settings | {"plots": False} | overrides | {"data": spec}
-    if "epochs" in overrides and settings["epochs"] == 200:  # fig6's short run keeps its share
+    if "epochs" in overrides and name == "fig6" and settings["epochs"] == 200:  # its short run keeps its share
         merged["epochs"] = max(1, overrides["epochs"] // 10)
     if name == "fig5":
         merged.setdefault("eval_every", max(1, min(50, merged["epochs"] // 4)))
