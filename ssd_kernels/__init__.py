@@ -8,6 +8,7 @@ from ._types import Rows, TopK
 from .activation_counts import activation_counts, top_n
 from .batch_topk_linear import batch_topk_linear
 from .distill import DistillLoss, distill_hidden, distill_loss
+from .flops import flop_formulas
 from .gaba_linear import gaba_linear
 from .nn import SparseTopKLinear
 from .normalize import normalize_inputs
@@ -38,6 +39,7 @@ __all__ = [
     "clip_grad_norm_",
     "distill_hidden",
     "distill_loss",
+    "flop_formulas",
     "gaba_linear",
     "neuron_bounds",
     "normalize_inputs",
