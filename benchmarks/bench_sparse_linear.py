@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import measure
 import pytest
 import torch
+from torch.nn import functional
 
 from ssd_kernels import TopK, activation_counts, sparse_linear, testing, top_n
 
@@ -43,19 +45,50 @@ def bench_sparse_linear(name: str, compare: Callable, smoke: bool) -> None:
         gold = dense.detach().double() @ weight.detach().double().T
         testing.assert_accurate(sparse_linear(active, weight).detach(), gold, (dense @ weight.T).detach())
 
+    contenders = {
+        "dense forward": lambda: dense @ weight.T,
+        "sparse_linear forward": lambda: sparse_linear(active, weight),
+        "dense forward + backward": lambda: torch.autograd.grad(dense @ weight.T, (dense, weight), grad),
+        "sparse_linear forward + backward": lambda: torch.autograd.grad(
+            sparse_linear(active, weight), (active.values, weight), grad
+        ),
+    }
+    entries, number = batch * k, 4
+    backward = measure.Work(6.0 * entries * outputs, number * (3.0 * entries * outputs + outputs * neurons))
+    work = {"sparse_linear forward + backward": backward}
+    if transposed:
+        table, values = weight.detach().t().clone().requires_grad_(), active.values
+        places = active.indices.long()
+        crow, coo = torch.arange(0, entries + 1, k), (batch, neurons)
+
+        def bag(**options: bool) -> torch.Tensor:
+            return functional.embedding_bag(places, table, mode="sum", per_sample_weights=values, **options)
+
+        def csr() -> torch.Tensor:
+            matrix = torch.sparse_csr_tensor(crow, places.flatten(), values.detach().flatten(), coo)
+            return torch.sparse.mm(matrix, table.detach())
+
+        def rows() -> torch.Tensor:
+            return sparse_linear(active, table.t(), sparse_grad=True)
+
+        contenders |= {
+            "embedding_bag forward": bag,
+            "torch.sparse CSR forward": csr,
+            "embedding_bag forward + backward": lambda: torch.autograd.grad(bag(), (values, table), grad),
+            "embedding_bag forward + backward, sparse": lambda: torch.autograd.grad(bag(sparse=True), table, grad),
+            "sparse_linear forward + backward, sparse_grad": lambda: torch.autograd.grad(rows(), (values, table), grad),
+        }
+        targets = {"sparse_linear forward + backward": ("embedding_bag forward + backward", 2.0)}
+    else:
+        targets = {}
     compare(
         f"sparse_linear, {name}: B {batch}, C {outputs}, R {neurons}, K {k}, fp32",
-        {
-            "dense forward": lambda: dense @ weight.T,
-            "sparse_linear forward": lambda: sparse_linear(active, weight),
-            "dense forward + backward": lambda: torch.autograd.grad(dense @ weight.T, (dense, weight), grad),
-            "sparse_linear forward + backward": lambda: torch.autograd.grad(
-                sparse_linear(active, weight), (active.values, weight), grad
-            ),
-        },
+        contenders,
         baseline="dense forward + backward",
         gate=gate,
-        seconds=6,
+        targets=targets,
+        work=work,
+        seconds=12,
     )
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from unittest import mock
 
+import measure
 import peers
 import pytest
 import shapes
@@ -35,6 +36,14 @@ def gate_of(x: torch.Tensor, weight: torch.Tensor, k: int) -> Callable[[], None]
         testing.assert_accurate(ours.values, exact, low.values)
 
     return gate
+
+
+def work_of(shape: Shape, dense: bool) -> measure.Work:
+    """Forward and backward: all scores, two sums over the winners, and the gradient's rows, all or the active ones."""
+    pairs = shape.b * shape.k
+    rows = shape.r if dense else min(shape.r, pairs)
+    flops = 2.0 * shape.b * shape.d * shape.r + 4.0 * pairs * shape.d
+    return measure.Work(flops, 4.0 * shape.d * (shape.r + rows + 3 * shape.b) + 8.0 * pairs)
 
 
 def at_level(simd: str, call: Callable[[], object]) -> Callable[[], None]:
@@ -138,5 +147,6 @@ def bench_topk_linear_forward_backward(name: str, compare: Callable, smoke: bool
         baseline="eager relu + topk(K+1)",
         gate=gate_of(x, weight, shape.k),
         targets=targets,
+        work={"topk_linear": work_of(shape, dense=True), "topk_linear, sparse_grad": work_of(shape, dense=False)},
         seconds=12,
     )

@@ -3,6 +3,10 @@
 pytest benchmarks -k topk_linear            all sizes
 pytest benchmarks --smoke                   small sizes, a few rounds: that the benchmarks run
 pytest benchmarks --save --check-targets           keep the figures; fail where a target is missed
+pytest benchmarks --benchmark-autosave             pytest-benchmark's records, one of each contender, and later
+pytest benchmarks --benchmark-compare --benchmark-compare-fail=median:50%    fail where one has become slower
+
+A table is printed when it is finished.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parent))  # the modules of this fol
 
 import measure
 import peers
+import records
 from report import Table, save
 
 _TABLES = pytest.StashKey[list[Table]]()
@@ -43,7 +48,7 @@ def compare(request: pytest.FixtureRequest, smoke: bool) -> Callable[..., Table]
     """compare(title, contenders, baseline=..., gate=..., targets=...): gate, time, keep the table, and return it.
 
     `gate` raises where a result is wrong; nothing is timed then. `targets` maps a contender to (baseline, ratio). `by`:
-    what ratios are of, "median" or "mean".
+    what ratios are of, "median" or "mean". `work`: of contenders, for their share of the bound in the records.
     Other options are those of measure.interleaved.
     """
 
@@ -58,14 +63,19 @@ def compare(request: pytest.FixtureRequest, smoke: bool) -> Callable[..., Table]
         rounds: int = 60,
         notes: list[str] | None = None,
         by: str = "median",
+        work: Mapping[str, measure.Work] | None = None,
         **options: object,
     ) -> Table:
         gate()
         if smoke:
             targets, seconds, rounds = None, 1.0, 5
-        timings = measure.interleaved(contenders, seconds=seconds, rounds=rounds, **options)
+        times = measure.samples(contenders, seconds=seconds, rounds=rounds, **options)
+        timings = {name: measure.timing(seconds) for name, seconds in times.items()}
         table = Table(title, baseline, timings, dict(targets or {}), list(notes or []), by)
         request.config.stash[_TABLES].append(table)
+        records.add(request, table, times, work or {})
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            print(f"\n\n{table.text()}", flush=True)
         if request.config.getoption("--check-targets"):
             assert not table.missed(), "; ".join(table.missed())
         return table
@@ -80,9 +90,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     environment = {**measure.environment(), "peers": peers.versions()}
     terminalreporter.section("benchmarks")
     terminalreporter.write_line(", ".join(f"{key} {value}" for key, value in environment.items()))
-    for table in tables:
-        terminalreporter.write_line("")
-        terminalreporter.write_line(table.text())
     if config.getoption("--save"):
         path = save(Path(__file__).resolve().parent / "results", environment, tables)
         terminalreporter.write_line(f"\nwritten: {path.relative_to(Path(__file__).resolve().parent.parent)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import platform
 import statistics
 import subprocess
@@ -37,7 +38,21 @@ def interleaved(
     steps: Mapping[str, int] | None = None,
     pause: float = 0.0,
 ) -> dict[str, Timing]:
-    """Times every contender once per round, in turn, until `rounds` or about `seconds` are over (at least 5 rounds).
+    """The timings of `samples`."""
+    times = samples(contenders, seconds=seconds, rounds=rounds, warmup=warmup, steps=steps, pause=pause)
+    return {name: timing(seconds) for name, seconds in times.items()}
+
+
+def samples(
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    seconds: float = 20.0,
+    rounds: int = 60,
+    warmup: int = 3,
+    steps: Mapping[str, int] | None = None,
+    pause: float = 0.0,
+) -> dict[str, list[float]]:
+    """Every contender's seconds, once per round, in turn, until `rounds` or about `seconds` are over (5 at least).
 
     A contender named in `steps` does that many steps a call: its time is that of one. `pause` seconds of rest come
     before every call: torch's OpenMP threads spin on after a parallel region, and would be charged to the next one.
@@ -56,13 +71,44 @@ def interleaved(
             start = time.perf_counter()
             run()
             times[name].append((time.perf_counter() - start) / (steps or {}).get(name, 1))
-    return {name: timing(samples) for name, samples in times.items()}
+    return times
 
 
 def timing(samples: list[float]) -> Timing:
     """Median, quartiles and mean of some seconds."""
     low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
     return Timing(median, low, high, len(samples), statistics.fmean(samples))
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What one call computes and moves at least: multiplications and additions, and bytes read and written."""
+
+    flops: float
+    bytes: float
+
+
+@functools.cache
+def peaks() -> tuple[float, float]:
+    """Operations and bytes per second that torch reaches here: an fp32 product and a copy, the best of 5."""
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    source, target = torch.zeros(1 << 24), torch.empty(1 << 24)
+    best = []
+    for call in (lambda: a @ b, lambda: target.copy_(source)):
+        call()
+        seconds = []
+        for _ in range(5):
+            start = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - start)
+        best.append(min(seconds))
+    return 2 * 1024**3 / best[0], 8 * source.numel() / best[1]
+
+
+def bound(work: Work) -> float:
+    """Seconds that the work takes at least, at fp32 peak and memory speed. bf16 preselection can be below it."""
+    flops, rate = peaks()
+    return max(work.flops / flops, work.bytes / rate)
 
 
 def _run(*command: str) -> str:

@@ -1,6 +1,9 @@
 """Tables of benchmark results: in the terminal, as JSON, and as Markdown from that JSON.
 
-python benchmarks/report.py benchmarks/results/*.json
+    python benchmarks/report.py benchmarks/results/*.json
+    python benchmarks/report.py .benchmarks          pytest-benchmark's runs: a table and a plot per group, by commit
+
+The page goes to FOLDER/report/index.html.
 """
 
 from __future__ import annotations
@@ -95,6 +98,11 @@ def load(path: Path) -> tuple[dict, list[Table]]:
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
+        if Path(name).is_dir():
+            import pages
+
+            print(f"written: {pages.write(Path(name), Path(name) / 'report')}")
+            continue
         environment, tables = load(Path(name))
         print(f"## {name}\n")
         print(", ".join(f"{key} {value}" for key, value in environment.items()), end="\n\n")
