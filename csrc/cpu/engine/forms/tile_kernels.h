@@ -46,7 +46,7 @@ SSD_INLINE void tile_output_group(const float* h, int64_t n, const float* output
 
 void tile_outputs(float* scores, int64_t n, int64_t ld, const float* gaba, const float* thresholds, const float* output,
                   int C, int Cp, float* y, int64_t ldy, float* active) {
-  constexpr int kBlock = 64;
+  constexpr int kBlock = 64, kAhead = 16;
   alignas(64) float h[kBlock * kTileColumns];
   V threshold[kColumnVectors], count[kColumnVectors];
   for (int v = 0; v < kColumnVectors; ++v) {
@@ -58,6 +58,7 @@ void tile_outputs(float* scores, int64_t n, int64_t ld, const float* gaba, const
     for (int64_t i = 0; i < size; ++i) {
       const V g = V::set1(gaba[j + i]);
       float* at = scores + (j + i) * ld;
+      __builtin_prefetch(at + kAhead * ld, 1);  // rows are far apart: no stream for the hardware
       for (int v = 0; v < kColumnVectors; ++v) {
         const V a = vmax(V::load(at + v * kW), V::zero());
         const V value = vmax(a - g * threshold[v], V::zero());
