@@ -100,8 +100,13 @@ MUTANTS = [
         ("replaced-movers-count-as-covered", " && mover_since_[place] <= snapshot.id;", ";"),
     ),
     *killed_by(
-        "cpp:test_engine_kernels", "csrc/cpu/engine/state.h",
+        "cpp:test_engine_kernels", "csrc/cpu/engine/era.h",
         ("movement-not-raised-for-the-input", "kMovementGrowth = 1.0 + 2.1e-4", "kMovementGrowth = 1.0 + 1e-4"),
+        ("path-dropped-between-readings", "++unread[at];\n      return before + move(row);",
+         "++unread[at];\n      move(row);\n      return before;"),
+        ("distance-at-the-entry-dropped", "distance.push_back(before);", "distance.push_back(0);"),
+        ("step-without-the-path-so-far", "if (!keep) return before + move(row);", "if (!keep) return move(row);"),
+        ("old-place-taken-late", "return distance[at] + move(&rows[at * D]);", "return distance[at] + move(row);"),
     ),
     *killed_by(
         "cpp:test_team", "csrc/cpu/threads/team.cpp",

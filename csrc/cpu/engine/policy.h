@@ -59,6 +59,12 @@ struct EnginePolicy {
   static constexpr int64_t kManyMoved = 4;
   // Bound of the rows kept as they were at the era's start: beyond it paths count in place of distances.
   static constexpr int64_t kEraBytes = int64_t{1} << 28;
+  // A row's old place is read at every such move of it, and at each while its distance may be this many gaps: what the
+  // path adds in between stays a third of what makes a neuron one of the far ones.
+  static constexpr int kEraReadEvery = 4;
+  static constexpr float kEraReadFrom = 0.01f;
+  // Touched neurons ahead for which an update asks: for the row itself, and for its line in each table before that.
+  static constexpr int kRowsAhead = 2, kPlacesAhead = 6;
 };
 
 }  // namespace ssd::cpu

@@ -11,38 +11,18 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
-#include <new>
 #include <stdexcept>
 #include <vector>
 
 #include "engine/certificates/certificates.h"
+#include "engine/era.h"
 #include "engine/kernels.h"
+#include "engine/pages.h"
 #include "engine/policy.h"
 #include "ssd/sdmlp_trainer.h"
 #include "ssd/team.h"
 
 namespace ssd::cpu {
-
-// Rows that start with a cache line: what vectors read a line at a time must not straddle two.
-template <class T>
-struct LineAllocator {
-  using value_type = T;
-  static constexpr std::align_val_t kLine{64};
-  LineAllocator() = default;
-  template <class U>
-  LineAllocator(const LineAllocator<U>&) {}
-  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kLine)); }
-  void deallocate(T* p, size_t) { ::operator delete(p, kLine); }
-  template <class U>
-  bool operator==(const LineAllocator<U>&) const {
-    return true;
-  }
-  template <class U>
-  bool operator!=(const LineAllocator<U>&) const {
-    return false;
-  }
-};
-using Floats = std::vector<float, LineAllocator<float>>;
 
 // One sample of the batch: its threshold and its active neurons, ascending.
 struct Row {
@@ -55,6 +35,7 @@ struct Row {
   std::vector<int32_t> top;      // after a scan: K + 1 neurons at or above the threshold
   std::vector<int32_t> index;    // (count,)
   std::vector<float> h, dh;      // (count,) activation, and the loss's gradient
+  std::vector<double> terms;     // scratch of the hidden loss
   std::vector<int> chunk_begin;  // (kUpdateChunks + 1,) where each chunk of neurons begins in index
   double ce = 0, kd_hidden = 0, kd_logits = 0;
   // Shared by neurons: the K + 1 best scores here; then, of all processes' active neurons, where each one's column of V
@@ -83,10 +64,7 @@ struct ScanList {
 
 // Neurons are updated in this many ranges, whatever the number of threads: the sums of norms follow their order.
 constexpr int kUpdateChunks = 16;
-constexpr double kLongestStep = 1e38;  // of both layers together: beyond it a weight may leave fp32
-// A score moves by |x| times its row's movement, |x| is at most 1 + 1e-4, and a movement's own computation is rounded,
-// by less than 1e-4 of it for rows of up to 10 000 inputs.
-constexpr double kMovementGrowth = 1.0 + 2.1e-4;
+constexpr double kLongestStep = 1e38;    // of both layers together: beyond it a weight may leave fp32
 constexpr double kUnknownActive = 1e30;  // active neurons per row before any were counted
 
 // The neurons of one range that a step touched, ascending, with their gradients.
@@ -105,10 +83,7 @@ struct UpdateChunk {
   Floats coef;                   // scratch: gradients of some neurons over all batch rows, 0 where silent
   double norm2 = 0;              // squared norm of the range's gradients
   std::vector<const float*> x;   // scratch of one slot
-  // Rows as they were when they first moved in this era, and how far they may have been from its start then.
-  Floats era_rows;                   // (kept, D)
-  std::vector<double> era_distance;  // (kept,)
-  std::vector<int32_t> era_place;    // (end - begin,) place among them or -1
+  EraRows era;
   Certificates::Delta delta;
 };
 
@@ -283,6 +258,7 @@ struct SdmlpTrainer::Impl : EnginePolicy {
   void move(UpdateChunk& chunk, int64_t neuron, const float* gradient, const float* output_gradient, float scale,
             int64_t active);
   double step_row(UpdateChunk& chunk, int64_t neuron, const float* gradient, float step);
+  void prefetch_move(const UpdateChunk& chunk, int64_t neuron) const;
   void begin_era();
   void prepare_penalty(const SdmlpPenalty& penalty);
   double pull_norm(int64_t neuron, const SdmlpPenalty& penalty, std::vector<float>& pull) const;

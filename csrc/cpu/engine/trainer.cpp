@@ -32,6 +32,7 @@ SdmlpTrainer::Impl::Impl(const SdmlpConfig& config, float* weight_, float* outpu
       weight(weight_),
       output_weight(output_weight_),
       counts(counts_) {
+  ask_huge_pages(weight, static_cast<size_t>(R * D) * sizeof(float));
   output.resize(R * Cp);
   gaba.resize(R);
   stale_output.assign((R + 63) / 64, 0);

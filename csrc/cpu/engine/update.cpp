@@ -128,33 +128,24 @@ void SdmlpTrainer::Impl::move(UpdateChunk& chunk, int64_t j, const float* gradie
 double SdmlpTrainer::Impl::step_row(UpdateChunk& chunk, int64_t j, const float* gradient, float step) {
   float* row = weight + j * D;
   chunk.old_row.resize(D);
-  float* const old = chunk.old_row.data();
   // Where many rows move, most of them move on, and keeping their old places costs more than it proves.
   const bool many = kManyMoved * static_cast<int64_t>(chunk.neuron.size()) > chunk.end - chunk.begin;
-  if (!certificates.active() || many) {
-    const double movement = kernel.update_row(row, gradient, step, D, row, old);
-    return certificates.distance(j) + movement * kMovementGrowth;
-  }
-  int32_t& place = chunk.era_place[j - chunk.begin];
-  if (place < 0) {
-    const int64_t kept = static_cast<int64_t>(chunk.era_distance.size());
-    const double before = certificates.distance(j);
-    if ((kept + 1) * D * 4 * kUpdateChunks > kEraBytes)
-      return before + kernel.update_row(row, gradient, step, D, row, old) * kMovementGrowth;
-    place = static_cast<int32_t>(kept);
-    chunk.era_distance.push_back(before);
-    chunk.era_rows.insert(chunk.era_rows.end(), row, row + D);
-  }
-  const double distance = kernel.update_row(row, gradient, step, D, &chunk.era_rows[place * D], old);
-  return chunk.era_distance[place] + distance * kMovementGrowth;
+  return chunk.era.step(kernel, j - chunk.begin, row, gradient, step, D, certificates.distance(j),
+                        kEraReadFrom * certificates.gap(), certificates.active() && !many,
+                        kEraBytes / (D * 4 * kUpdateChunks), chunk.old_row.data());
+}
+
+// Asks for what a neuron's move reads besides its row: a line each in many tables.
+void SdmlpTrainer::Impl::prefetch_move(const UpdateChunk& chunk, int64_t j) const {
+  for (int c = 0; c < Cp; c += 16) __builtin_prefetch(&output[j * Cp + c], 1);
+  __builtin_prefetch(&counts[j], 1);
+  __builtin_prefetch(&gaba[j], 1);
+  __builtin_prefetch(&chunk.era.place[j - chunk.begin], 1);
+  certificates.prefetch_moved(j);
 }
 
 void SdmlpTrainer::Impl::begin_era() {
-  for (UpdateChunk& chunk : chunks) {
-    chunk.era_rows.clear();
-    chunk.era_distance.clear();
-    chunk.era_place.assign(chunk.end - chunk.begin, -1);
-  }
+  for (UpdateChunk& chunk : chunks) chunk.era.begin(chunk.end - chunk.begin);
 }
 
 void SdmlpTrainer::Impl::update(int which, float scale, const SdmlpPenalty* penalty) {
@@ -166,10 +157,11 @@ void SdmlpTrainer::Impl::update(int which, float scale, const SdmlpPenalty* pena
   }
   const int slots = static_cast<int>(chunk.neuron.size());
   for (int s = 0; s < slots; ++s) {
-    if (s + 2 < slots) {
-      const char* ahead = reinterpret_cast<const char*>(weight + chunk.neuron[s + 2] * D);
+    if (s + kRowsAhead < slots) {
+      const char* ahead = reinterpret_cast<const char*>(weight + chunk.neuron[s + kRowsAhead] * D);
       for (int64_t at = 0; at < std::min<int64_t>(4 * D, 1024); at += 64) __builtin_prefetch(ahead + at, 1);
     }
+    if (s + kPlacesAhead < slots) prefetch_move(chunk, chunk.neuron[s + kPlacesAhead]);
     move(chunk, chunk.neuron[s], &chunk.gradient[s * D], &chunk.output_gradient[static_cast<size_t>(s) * Cp], scale,
          chunk.first[s + 1] - chunk.first[s]);
   }

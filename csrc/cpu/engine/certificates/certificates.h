@@ -145,6 +145,8 @@ class Certificates : public CertificatePolicy {
   // A bound of the row's distance from where it was at the era's start, before and after an update.
   double distance(int64_t neuron) const { return distance_[neuron]; }
   void moved(int64_t neuron, double distance, float gaba, Delta* delta);
+  // Asks for what moved() will read and write, ahead of time.
+  void prefetch_moved(int64_t neuron) const;
   // Readies what a range's updates of one step add to.
   void begin_moves(Delta* delta) const;
   void merge(const Delta& delta);

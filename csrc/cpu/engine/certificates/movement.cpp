@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "engine/certificates/certificates.h"
+#include "engine/pages.h"
 
 namespace ssd::cpu {
 
@@ -133,7 +134,10 @@ void Certificates::take_snapshot() {
   choose_gap();
   if (!worth_a_snapshot()) return;
   choose_movers(true);
-  if (!base_) base_.reset(new float[neurons_ * kSnapshots]);
+  if (!base_) {
+    base_.reset(new float[neurons_ * kSnapshots]);
+    ask_huge_pages(base_.get(), neurons_ * kSnapshots * sizeof(float));
+  }
   // The slot with the fewest live records: those are made again when their samples come by.
   newest_ = 0;
   for (int s = 1; s < kSnapshots; ++s)
@@ -166,6 +170,17 @@ void Certificates::begin_moves(Delta* delta) const {
   for (int s = 0; s < kSnapshots; ++s) delta->value[s] = snapshots_[s].delta;
   delta->path_max = path_max_;
   delta->far.clear();
+}
+
+void Certificates::prefetch_moved(int64_t neuron) const {
+  __builtin_prefetch(&past_[neuron]);
+  __builtin_prefetch(&distance_[neuron], 1);
+  __builtin_prefetch(&path_gaba_[2 * neuron], 1);
+  __builtin_prefetch(&farthest_[neuron], 1);
+  __builtin_prefetch(&mover_place_[neuron]);
+  __builtin_prefetch(&stamp_of_[neuron], 1);
+  __builtin_prefetch(&in_far_[neuron]);
+  if (base_) __builtin_prefetch(&base_[neuron * kSnapshots], 1);
 }
 
 void Certificates::moved(int64_t neuron, double distance, float gaba, Delta* delta) {
