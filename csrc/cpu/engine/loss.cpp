@@ -11,50 +11,58 @@ namespace {
 // The selected units of one row: where the student or the teacher is active there, its softmax terms; all other units
 // hold exp(0) in both and enter in closed form.
 //   log Z = log n + log1p(sum expm1(h / T) / n),   KL(q || p) = sum q (w - z) + log Z_z - log Z_w   (forward)
-// Where exp would overflow, the largest h / T is taken out of the sum.
-double hidden_distillation(const SdmlpTeacher& teacher, int64_t sample, const SdmlpConfig& cfg, double weight,
-                           Row& row) {
+// Where exp would overflow, the largest h / T is taken out of the sum. exp - 1 stands for expm1: log n is there too, so
+// the last digits of a small z are not in log Z anyway.
+double hidden_distillation(const SdmlpKernels& kernel, const SdmlpTeacher& teacher, int64_t sample,
+                           const SdmlpConfig& cfg, double weight, Row& row) {
   const double inverse_t = 1.0 / cfg.temperature;
   const double units = static_cast<double>(teacher.units);
-  double sum = 0, largest = 0;
+  const double log_teacher = teacher.hidden_log_z[sample];
+  const int64_t begin = teacher.offsets[sample], end = teacher.offsets[sample + 1];
+  // The exponentials of all terms at once: the student's, then the teacher's probabilities.
+  row.terms.resize(row.count + (end - begin));
+  double* const terms = row.terms.data();
+  int active = 0;
+  double largest = 0;
   for (int i = 0; i < row.count; ++i) {
     if (!teacher.in_units[row.index[i]]) continue;
-    const double z = row.h[i] * inverse_t;
-    sum += std::expm1(z);
+    const double z = terms[active++] = row.h[i] * inverse_t;
     largest = std::max(largest, z);
   }
-  double log_student = std::log(units) + std::log1p(sum / units);
-  const bool large = largest > 600;
-  if (large) {
-    double total = units * std::exp(-largest);
-    for (int i = 0; i < row.count; ++i)
-      if (teacher.in_units[row.index[i]]) total += std::exp(row.h[i] * inverse_t - largest) - std::exp(-largest);
-    log_student = largest + std::log(total);
-  }
-  const double z_student = large ? std::exp(log_student) : units + sum;
-  const double log_teacher = teacher.hidden_log_z[sample];
+  double* const taught = terms + active;
+  for (int64_t t = begin; t < end; ++t) taught[t - begin] = teacher.values[t] * inverse_t - log_teacher;
+  const double out = largest > 600 ? largest : 0;
+  for (int i = 0; i < active && out > 0; ++i) terms[i] -= out;
+  kernel.exp_rows(terms, active + (end - begin));
+  double sum = 0;
+  const double silent = out > 0 ? std::exp(-out) : 1.0;
+  for (int i = 0; i < active; ++i) sum += terms[i] - silent;
+  const double log_student = out > 0 ? out + std::log(units * silent + sum) : std::log(units) + std::log1p(sum / units);
+  const double z_student_inverse = 1.0 / (units * silent + sum);  // of the terms: exp(out) is taken out of both
+  const double silent_student = silent * z_student_inverse;       // p of a silent unit
   const double z_teacher_inverse = std::exp(-log_teacher);
-  const int64_t end = teacher.offsets[sample + 1];
   const double scale = weight * cfg.temperature;  // T^2 of the loss, 1 / T of z = h / T
 
   double cross = 0;  // forward: sum q (w - z); reverse: sum p (z - w)
   for (int pass = 0; pass < (cfg.reverse_kl ? 2 : 1); ++pass) {
     const double kl = cfg.reverse_kl ? cross + log_teacher - log_student : 0.0;
-    int64_t t = teacher.offsets[sample];
+    int64_t t = begin;
+    const auto silent_term = [&] {  // the student is silent here: z = 0
+      const double w = teacher.values[t] * inverse_t;
+      return cfg.reverse_kl ? -w * silent_student : taught[t - begin] * w;
+    };
+    int at = 0;
     for (int i = 0; i < row.count; ++i) {
       const int32_t neuron = row.index[i];
       if (!teacher.in_units[neuron]) continue;
-      for (; t < end && teacher.indices[t] < neuron; ++t) {
-        if (pass > 0) continue;
-        const double w = teacher.values[t] * inverse_t;  // the student is silent here: z = 0
-        cross += cfg.reverse_kl ? -w / z_student : std::exp(w - log_teacher) * w;
-      }
+      for (; t < end && teacher.indices[t] < neuron; ++t)
+        if (pass == 0) cross += silent_term();
       const double z = row.h[i] * inverse_t;
-      const double p = large ? std::exp(z - log_student) : std::exp(z) / z_student;
+      const double p = terms[at++] * z_student_inverse;
       double w = 0, q = z_teacher_inverse;
       if (t < end && teacher.indices[t] == neuron) {
-        w = teacher.values[t++] * inverse_t;
-        q = std::exp(w - log_teacher);
+        w = teacher.values[t] * inverse_t;
+        q = taught[t++ - begin];
       }
       if (!cfg.reverse_kl) {
         cross += q * (w - z);
@@ -65,10 +73,7 @@ double hidden_distillation(const SdmlpTeacher& teacher, int64_t sample, const Sd
         row.dh[i] += static_cast<float>(scale * p * ((z - log_student) - (w - log_teacher) - kl));
       }
     }
-    for (; t < end && pass == 0; ++t) {
-      const double w = teacher.values[t] * inverse_t;
-      cross += cfg.reverse_kl ? -w / z_student : std::exp(w - log_teacher) * w;
-    }
+    for (; t < end && pass == 0; ++t) cross += silent_term();
   }
   const double kl = cfg.reverse_kl ? cross + log_teacher - log_student : cross + log_student - log_teacher;
   return cfg.temperature * cfg.temperature * kl;
@@ -168,7 +173,7 @@ void SdmlpTrainer::Impl::hidden_loss(const SdmlpEpoch& epoch, int which, int bat
   const SdmlpTeacher* teacher = epoch.teacher;
   if (!teacher || teacher->units == 0) return;
   Row& row = rows[which];
-  row.kd_hidden = hidden_distillation(*teacher, row.sample, cfg, (1 - cfg.alpha) * cfg.lam / batch, row);
+  row.kd_hidden = hidden_distillation(kernel, *teacher, row.sample, cfg, (1 - cfg.alpha) * cfg.lam / batch, row);
 }
 
 void SdmlpTrainer::Impl::forward(const SdmlpEpoch& epoch, int which, int batch) {
