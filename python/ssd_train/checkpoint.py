@@ -16,7 +16,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
@@ -39,11 +39,18 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises:
         OSError: names `path`, which is as it was.
     """
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write and read, which replaces `path` at the end: as `write_atomic`, for what is written in pieces."""
     try:
         remove_stale(path.parent, path.name)
         with _temporary(path) as (handle, name):
-            with open(handle, "wb", closefd=False) as file:
-                file.write(content)
+            with open(handle, "w+b", closefd=False) as file:
+                yield file
             os.fsync(handle)
             os.fchmod(handle, 0o644)
             os.replace(name, path)
@@ -144,10 +151,14 @@ class CheckpointFolder:
 
     Every checkpoint says of which run it is (`run` in its document: settings, seed, data, version); only that run goes
     on from it.
+
+    Args:
+        write, read: how a file of tensors is written and read; `write_tensors` and `read_tensors` by default.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, write: Callable[[Path, dict[str, Tensor], dict[str, Any]], None] | None = None,
+                 read: Callable[[Path], tuple[dict[str, Tensor], dict[str, Any]]] | None = None) -> None:  # fmt: skip
+        self.folder, self._write, self._read = folder, write or write_tensors, read or read_tensors
 
     def files(self) -> list[Path]:
         """The checkpoints, oldest first."""
@@ -165,7 +176,7 @@ class CheckpointFolder:
         files = self.files()
         number = int(files[-1].stem) + 1 if files else 0
         path = self.folder / f"{number:06d}.safetensors"
-        write_tensors(path, tensors, state)
+        self._write(path, tensors, state)
         for old in files[: max(0, len(files) + 1 - KEPT)]:
             old.unlink(missing_ok=True)
         remove_stale(self.folder)
@@ -192,7 +203,7 @@ class CheckpointFolder:
         """
         if not self.files():
             return None
-        tensors, state = self._advised(read_tensors)
+        tensors, state = self._advised(self._read)
         if run is not None:
             _same_run(self.files()[-1], state, run)
         return tensors, state

@@ -68,6 +68,10 @@ class TrainConfig:
     threads: int | None = option(None, "CPU threads; by default one for small layers, else torch's choice")
     jobs: int | None = option(None, "seeds trained at a time, each in a process of one thread; by default as many as "
                                     "there are cores while B R D is at most 64 M, else 1")  # fmt: skip
+    parallel: Literal["data", "neurons"] | None = option(
+        None, "what the processes that torchrun started share: the samples of each batch, or the neurons"
+    )
+    parallel_timeout: float = option(120.0, "seconds without an answer after which a process counts as lost")
     keep_models: bool = option(False, "keep the model after each task as model-task-T.safetensors")
     log: Literal["tensorboard"] | None = option(None, "tensorboard: the curves for TensorBoard, too")
     eval_every: int | None = option(None, "epochs between points of the curves; by default 5 points per task")
@@ -94,6 +98,9 @@ class TrainConfig:
 # The settings of every run; a method's own options have other names.
 GENERAL = frozenset(f.name for f in dataclasses.fields(TrainConfig))
 
+
+# How a run was started, by how many processes; files say only what was run.
+STARTED = ("resume", "overwrite", "parallel", "parallel_timeout")
 
 # Settings that may differ when a run is resumed: they say where and how it runs, not what it computes.
 FREE_ON_RESUME = frozenset(
@@ -142,8 +149,8 @@ def parse_gaba_switch(value: float | str) -> float | Literal["auto"] | None:
 
 
 def as_dict(config: TrainConfig) -> dict[str, Any]:
-    """The settings that say what was run, flat; `resume` and `overwrite` only say how it was started."""
-    general = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("resume", "overwrite", "options")}
+    """The settings that say what was run, flat, without those of STARTED."""
+    general = {k: v for k, v in dataclasses.asdict(config).items() if k not in (*STARTED, "options")}
     return general | config.options
 
 

@@ -27,9 +27,12 @@ class Curves:
         columns: names; the first ones are `records.COLUMNS`, then `task_i`, then parts of the loss that only this
             method has. rows: a list of numbers per point, NaN where undefined.
         snapshots: (R,) int32 per point, how many probe samples activate each neuron. probe: number of probe samples.
+
+    Args:
+        folder: None keeps them in memory only.
     """
 
-    def __init__(self, folder: Path, seed: int, columns: Sequence[str], probe: int = 0) -> None:
+    def __init__(self, folder: Path | None, seed: int, columns: Sequence[str], probe: int = 0) -> None:
         self.folder, self.seed, self.columns, self.probe = folder, seed, list(columns), probe
         self.rows: list[list[float]] = []
         self.snapshots: list[Tensor] = []
@@ -43,6 +46,8 @@ class Curves:
             self.rows = [row + [NAN] * len(new) for row in self.rows]
         values = (point.get(name) for name in self.columns)
         self.rows.append([NAN if value is None else float(value) for value in values])
+        if self.folder is None:
+            return
         if new or not self._on_disk:
             self.write_csv()
         else:
@@ -51,12 +56,16 @@ class Curves:
 
     def write_csv(self) -> None:
         """Replaces metrics.csv by the points so far."""
+        if self.folder is None:
+            return
         self.folder.mkdir(exist_ok=True)
         write_atomic(self.folder / "metrics.csv", self.csv().encode())
         self._on_disk = True
 
     def write_arrays(self) -> None:
         """Replaces curves.npz: `columns` (names), `points` (points, columns), `snapshots` (points, R), `probe`."""
+        if self.folder is None:
+            return
         file = io.BytesIO()
         snapshots = torch.stack(self.snapshots).numpy() if self.snapshots else np.zeros((0, 0), dtype=np.int32)
         points = np.array(self.rows, dtype=np.float64).reshape(len(self.rows), len(self.columns))

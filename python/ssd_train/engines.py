@@ -170,16 +170,17 @@ class FusedEngine:
 
     def _on(self, model: SDMLP) -> ssd_kernels.SDMLPEngine:
         """The native engine on a model's own tensors."""
-        config = self.config
+        config, parts = self.config, self.context.parts
+        backend = config.backend if parts.group is None or config.backend != "auto" else "cpu"
         return ssd_kernels.SDMLPEngine(
             model.weights[0].data, model.output_weight.data, model.counts[0], k=model.k,
             gaba_switch=model.gaba_switch, lr=config.lr, momentum=config.momentum, max_grad_norm=config.max_grad_norm,
-            backend=config.backend, **self.method.fused_settings(),
+            backend=backend, share=parts.share(config.neurons), **self.method.fused_settings(),
         )  # fmt: skip
 
     def train_epoch(self, order: Tensor, sums: EpochSums, interrupted: Callable[[], bool]) -> int:
         """Trains on the task's rows in `order`; stops early when interrupted. Returns how many rows were used."""
-        if interrupted():
+        if self.context.parts.agree(interrupted()):
             return 0
         context, size = self.context, min(self.config.batch_size, max(len(order), 1))
         terms = self.method.fused_terms()
@@ -199,12 +200,19 @@ class FusedEngine:
             sums.rows[kind] += getattr(stats, kind)
         for phase, seconds in stats.seconds.items():
             self.progress.phases[phase] = self.progress.phases.get(phase, 0.0) + seconds
+        if stats.exchanges:
+            self._add_traffic(stats)
         self._add_activity(stats)
         return used
 
+    def _add_traffic(self, stats: ssd_kernels.EpochStats) -> None:
+        """Adds what the processes exchanged: numbers of the first process, where each other one gets what is sent."""
+        for name in ("steps", "exchanges", "sent", "received", "exchange_seconds"):
+            self.progress.traffic[name] = self.progress.traffic.get(name, 0) + getattr(stats, name)
+
     def _add_activity(self, stats: ssd_kernels.EpochStats) -> None:
         """Adds the epoch's steps and seconds to its kind: what a step costs follows from the active neurons per row."""
-        if stats.active_per_row == self.native.weight.shape[0]:
+        if stats.active_per_row == self.config.neurons:
             kind = "all active"
         else:
             kind = f"over {MANY_ACTIVE} active" if stats.active_per_row > MANY_ACTIVE else f"up to {MANY_ACTIVE} active"
@@ -216,17 +224,22 @@ class FusedEngine:
         return self.native.logits(x)
 
     def activity(self, x: Tensor) -> list[Tensor]:
-        return [self.native.frequencies(x)]
+        return [self.context.parts.join("counts0", self.native.frequencies(x))]
 
     def make_teacher(self, model: SDMLP, units: list[Tensor], x: Tensor) -> Any:
         return self._on(model).make_teacher(x, units[0])
 
     def tensors(self) -> dict[str, Tensor]:
+        if not self.config.momentum:
+            return {}
         state = self.native.state_dict()
-        return {name: state[name] for name in ("weight_velocity", "output_velocity") if name in state}
+        return {name: state[name] for name in ("weight_velocity", "output_velocity")}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        self.native.load_state_dict(self.native.state_dict() | tensors)
+        if tensors or self.context.parts.shard(self.config.neurons) is None:
+            self.native.load_state_dict(self.native.state_dict() | tensors)
+        else:
+            self.native.invalidate()  # the model's own tensors are the state; a copy of them may not fit
 
 
 def fused_reason(config: TrainConfig, model: Network, method: Method) -> str:

@@ -15,6 +15,10 @@ class BadInput(ValueError):
     """Something the user gave cannot be used. The message names it, what was given and what is allowed."""
 
 
+class LostProcess(RuntimeError):
+    """Another process of the same run ended, or did not answer in time."""
+
+
 def bad(argument: str, given: object, allowed: str) -> BadInput:
     """A `BadInput` in the wording that every check of this package uses."""
     return BadInput(f"{argument}: got {given!r}, allowed is {allowed}")

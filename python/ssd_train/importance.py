@@ -6,7 +6,7 @@ G = dL/dz that is G^T X per batch, and for single samples its square is (G*G)^T 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -214,6 +214,10 @@ class Quadratic:
         self.importance = {name: value.clone() for name, value in importance.items()}
         self.anchor = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.constant = 0.0
+
+    def change(self, of: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+        """Puts `of` the importance and `of` the anchor in their places."""
+        self.importance, self.anchor = of(self.importance), of(self.anchor)
 
     def value(self, model: nn.Module) -> Tensor:
         """The sum, differentiable in the model's weights."""

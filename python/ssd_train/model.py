@@ -87,26 +87,33 @@ class SDMLP(Network):
         gaba_switch: S, activations after which a neuron is fully inhibited; None means g = 1 from the start.
         topk: `gaba`, or `mask`: h = a on the K winners (ties: the lowest index), nothing subtracted, no inhibition.
         backend: implementation of the operations.
+        shard: the neurons that this model has, from the first to before the last, of one layer of R; None: all. They
+            begin as those of the whole model would, and leave the random state as it would.
     """
 
     kind = "sdmlp"
 
     def __init__(
         self, dim: int, classes: int, neurons: int, k: int, *, layers: int = 1, gaba_switch: float | None = None,
-        topk: Literal["gaba", "mask"] = "gaba", backend: Backend = "auto",
+        topk: Literal["gaba", "mask"] = "gaba", backend: Backend = "auto", shard: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if not 1 <= k < neurons:
             raise ValueError(f"k: got {k}, allowed is 1 .. {neurons - 1} (below the {neurons} neurons)")
         self.k, self.gaba_switch, self.topk, self.backend = k, gaba_switch, topk, backend
         self.sparse_grad = False
-        sizes = [dim] + [neurons] * layers
-        self.weights = nn.ParameterList(
-            nn.Parameter(nn.Linear(d, r, bias=False).weight.detach()) for d, r in itertools.pairwise(sizes)
-        )
-        self.output_weight = nn.Parameter(nn.Linear(neurons, classes, bias=False).weight.detach())
+        if shard is None:
+            sizes = [dim] + [neurons] * layers
+            self.weights = nn.ParameterList(
+                nn.Parameter(nn.Linear(d, r, bias=False).weight.detach()) for d, r in itertools.pairwise(sizes)
+            )
+            self.output_weight = nn.Parameter(nn.Linear(neurons, classes, bias=False).weight.detach())
+        else:
+            self.weights = nn.ParameterList([nn.Parameter(_drawn(neurons, dim, *shard))])
+            self.output_weight = nn.Parameter(_drawn(classes, neurons, 0, classes)[:, slice(*shard)].contiguous())
+        here = neurons if shard is None else shard[1] - shard[0]
         for layer in range(layers):
-            self.register_buffer(f"counts{layer}", torch.zeros(neurons, dtype=torch.int64))
+            self.register_buffer(f"counts{layer}", torch.zeros(here, dtype=torch.int64))
         self.project()
 
     @property
@@ -216,6 +223,19 @@ class ReLUMLP(Network):
         return [*layers, Layer(("output.weight", "output.bias"), x, self.output(x), None)]
 
 
+def _drawn(rows: int, columns: int, begin: int, end: int) -> Tensor:
+    """Rows begin to end - 1 of the weight that nn.Linear draws for `columns` inputs and `rows` outputs."""
+    kept = torch.empty(end - begin, columns)
+    step = max(1, (1 << 22) // columns)
+    for first in range(0, rows, step):
+        piece = torch.empty(min(step, rows - first), columns)
+        nn.init.kaiming_uniform_(piece, a=5**0.5)
+        low, high = max(begin, first), min(end, first + len(piece))
+        if low < high:
+            kept[low - begin : high - begin] = piece[low - first : high - first]
+    return kept
+
+
 def _dense(rows: Rows | Tensor, neurons: int) -> Tensor:
     """The activations as (B, R), differentiable in the values."""
     if isinstance(rows, Tensor):
@@ -237,13 +257,14 @@ def _sorted_rows(top: TopK) -> Rows:
 
 
 def build_model(kind: str, *, dim: int, classes: int, neurons: int, layers: int, k: int, gaba_switch: float | None,
-                backend: Backend, dtype: torch.dtype, device: str,
-                topk: Literal["gaba", "mask"] = "gaba") -> Network:  # fmt: skip
+                backend: Backend, dtype: torch.dtype, device: str, topk: Literal["gaba", "mask"] = "gaba",
+                shard: tuple[int, int] | None = None) -> Network:  # fmt: skip
     """A fresh network from the global random state. The fp32 draw is the same for every dtype and device."""
     if kind == "relu":
         model: Network = ReLUMLP(dim, classes, neurons, layers=layers)
     elif kind == "sdmlp":
-        model = SDMLP(dim, classes, neurons, k, layers=layers, gaba_switch=gaba_switch, topk=topk, backend=backend)
+        model = SDMLP(dim, classes, neurons, k, layers=layers, gaba_switch=gaba_switch, topk=topk, backend=backend,
+                      shard=shard)  # fmt: skip
     else:
         raise BadInput(f"model: got {kind!r}, allowed is sdmlp or relu")
     return model.to(device=device, dtype=dtype)

@@ -34,6 +34,7 @@ class Progress:
     rows: dict[str, int] = field(default_factory=lambda: {"certified": 0, "refreshed": 0, "scanned": 0})
     phases: dict[str, float] = field(default_factory=dict)
     activity: dict[str, dict[str, float]] = field(default_factory=dict)
+    traffic: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("train", "eval", "total", "cpu"), 0.0))
 
 
@@ -95,6 +96,7 @@ def check_records(progress: Progress, sums: EpochSums, *, seed: int, stages: int
         "phases": (named(p.phases, 0), "named seconds"),
         "activity": (isinstance(p.activity, dict) and all(named(v, 0) and {"steps", "seconds"} <= v.keys()
                                                           for v in p.activity.values()), "steps and seconds by kind"),
+        "traffic": (named(p.traffic, 0), "named numbers"),
         "seconds": (named(p.seconds, 0) and timed <= p.seconds.keys(), f"seconds of {', '.join(sorted(timed))}"),
         "samples": (_whole(sums.samples, 0, 2**62), "0 or more"),
         "parts": (named(sums.parts), "named numbers"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,13 +20,15 @@ from .curves import Curves
 from .data import Dataset, make_tasks
 from .data.tasks import class_order
 from .distill import Teacher
-from .engines import make_engine
-from .errors import reading
+from .engines import fused_reason, make_engine
+from .errors import BadInput, reading
 from .methods import Method, TaskContext
 from .methods.find import find_method
 from .metrics import accuracy as metrics
 from .metrics import structure as analysis
 from .model import Network, build_model
+from .parallel.pieces import read_shards, write_shards
+from .parallel.shards import Shards, Whole
 from .pretrained import load_pretrained
 from .records import COLUMNS, EpochSums, Interrupted, Progress, check_records
 from .validate import model_kind
@@ -44,8 +47,11 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, data: Dataset, seed: int, folder: Path, *,
                  interrupted: Callable[[], bool] = lambda: False,
-                 report: Callable[[Trainer], None] = lambda trainer: None) -> None:  # fmt: skip
+                 report: Callable[[Trainer], None] = lambda trainer: None,
+                 parts: Whole | None = None) -> None:  # fmt: skip
         self.config, self.data, self.folder = config, data, folder
+        self.parts = Whole() if parts is None else parts
+        self.writes = self.parts.rank == 0  # the first process alone writes to the folder
         self.interrupted, self.report = interrupted, report
         self.order = class_order(data.classes, config.order, seed)
         self.tasks = make_tasks(data, self.order, config.classes_per_task)
@@ -56,11 +62,14 @@ class Trainer:
         self.progress, self.sums = Progress(seed), EpochSums()
         self.epoch_order: Tensor | None = None
         self.evaluated: tuple | None = None
-        self.checkpoints = CheckpointFolder(folder / "checkpoint")
+        sharded = self.parts if isinstance(self.parts, Shards) else None
+        write = None if sharded is None else functools.partial(write_shards, sharded)
+        read = None if sharded is None else functools.partial(read_shards, sharded)
+        self.checkpoints = CheckpointFolder(folder / "checkpoint", write, read)
         self.last_save = self.begin = time.monotonic()
         self.begin_cpu = time.process_time()
         self._build(seed)
-        self.board = open_board(config.log, folder)
+        self.board = open_board(config.log if self.writes else None, folder)
 
     def _build(self, seed: int) -> None:
         config, data = self.config, self.data
@@ -72,7 +81,7 @@ class Trainer:
         self.model: Network = build_model(
             model_kind(config), dim=data.dim, classes=data.classes, neurons=config.neurons, layers=config.layers,
             k=config.k, gaba_switch=switch, backend=config.backend, dtype=dtype, device=config.device,
-            topk=config.topk,
+            topk=config.topk, shard=self.parts.shard(config.neurons),
         )  # fmt: skip
         if config.pretrained is not None:
             load_pretrained(self.model, config)
@@ -84,12 +93,15 @@ class Trainer:
         self.probe_labels = self.y_test[::step][: config.probe_size]
         self.context = TaskContext(
             config, data.dim, data.classes, self.order, self.tasks, self.stages, self.model, train_x, train_y,
-            torch.Generator().manual_seed(seed),
+            torch.Generator().manual_seed(seed), parts=self.parts,
         )  # fmt: skip
         self.engine = make_engine(self.context, self.method, self.progress)
+        if self.parts.group is not None and self.engine.name != "fused":
+            why = fused_reason(config, self.model, self.method) or "--engine autograd was asked for"
+            raise BadInput(f"--parallel: got {config.parallel!r}, allowed with the fused engine only: {why}")
         own = [name for name in self.method.parts if name not in COLUMNS]
         columns = [*COLUMNS, *(f"task_{i}" for i in range(len(self.tasks))), *own]
-        self.curves = Curves(self.folder, seed, columns, len(self.probe))
+        self.curves = Curves(self.folder if self.writes else None, seed, columns, len(self.probe))
 
     @property
     def history(self) -> list[list[float]]:
@@ -165,7 +177,7 @@ class Trainer:
         if progress.epoch % self.eval_every == 0 or progress.epoch == self.config.epochs:
             self._log_point()
         pause = self.config.checkpoint_seconds
-        if pause is not None and time.monotonic() - self.last_save >= pause:
+        if pause is not None and self.parts.first(time.monotonic() - self.last_save >= pause):
             self.save()
 
     @property
@@ -198,21 +210,23 @@ class Trainer:
         """The structural metrics of the first hidden layer on the probe set; keeps its counts for the heatmap."""
         if not self._has_structure():
             return {}
-        seen = analysis.probe(self.model, self.probe, self.probe_labels, self.data.classes)
-        counts = seen.counts
-        if type(self.method).activity is not Method.activity:
-            counts = self.method.activity(self.context, self.probe)[0]
-        counts = counts.to("cpu", torch.int32)
+        model = self.parts.whole(self.model)
+        teacher = getattr(self.method, "teacher", None)
+        frozen = self.parts.whole(teacher.model) if isinstance(teacher, Teacher) else None
+        own = type(self.method).activity is not Method.activity
+        counts = self.method.activity(self.context, self.probe)[0] if own else None
+        if not self.writes:
+            return {}  # what all processes take part in is done
+        seen = analysis.probe(model, self.probe, self.probe_labels, self.data.classes)
+        counts = (seen.counts if counts is None else counts).to("cpu", torch.int32)
         found = {
             "entropy": analysis.activation_entropy(counts, seen.samples),
             "class_entropy": analysis.class_entropy(seen.classes),
-            "coverage": (self.model.counters[0] > 0).double().mean().item(),
+            "coverage": (model.counters[0] > 0).double().mean().item(),
             "jaccard": analysis.jaccard(self.snapshots[-1], counts, 10 * self.config.k) if self.snapshots else None,
         }
-        teacher = getattr(self.method, "teacher", None)
-        if isinstance(teacher, Teacher):
-            weights = teacher.model.weights[0], self.model.weights[0].detach()
-            found["cosine"] = analysis.row_cosine(*weights, teacher.units[0])
+        if frozen is not None:
+            found["cosine"] = analysis.row_cosine(frozen.weights[0], model.weights[0].detach(), teacher.units[0])
         self.snapshots.append(counts)
         return found
 
@@ -229,7 +243,9 @@ class Trainer:
         progress.matrix_taw.append(taw)
         progress.loss_parts.append({"task": progress.stage, **self.sums.means()})
         if self._has_structure():
-            progress.path_length.append(analysis.path_length(self.model, self.probe))
+            model = self.parts.whole(self.model)
+            if self.writes:
+                progress.path_length.append(analysis.path_length(model, self.probe))
         progress.stage, progress.epoch, progress.started = progress.stage + 1, 0, False
         self.sums = EpochSums()
 
@@ -272,7 +288,10 @@ class Trainer:
         state = {"run": self.identity, "config": as_dict(self.config), "progress": asdict(self.progress),
                  "sums": asdict(self.sums)}  # fmt: skip
         state |= {"columns": self.curves.columns}
-        self.checkpoints.save(self.tensors(), state)
+        if self.writes:
+            self.checkpoints.save(self.tensors(), state)
+        elif isinstance(self.parts, Shards):
+            write_shards(self.parts, self.folder, self.tensors(), state)
         self.curves.write_arrays()
         self.last_save = time.monotonic()
 
@@ -311,5 +330,10 @@ class Trainer:
         state = {"config": as_dict(self.config), "version": __version__, "seed": self.progress.seed,
                  "data": self.data.describe(), "order": self.order,
                  "gaba_switch": getattr(self.model, "gaba_switch", None)}  # fmt: skip
-        self.folder.mkdir(exist_ok=True)
-        write_tensors(self.folder / name, self.model.state_dict(), state)
+        if isinstance(self.parts, Shards):
+            if self.writes:
+                self.folder.mkdir(exist_ok=True)
+            write_shards(self.parts, self.folder / name, self.model.state_dict(), state)
+        elif self.writes:
+            self.folder.mkdir(exist_ok=True)
+            write_tensors(self.folder / name, self.model.state_dict(), state)

@@ -19,6 +19,7 @@ from .options import checked_options
 from .sizes import check_memory, cores
 
 MAX_LAYERS = 100
+MAX_TIMEOUT = 86_400
 
 def check(config: TrainConfig) -> None:
     """Everything that can be said without the data; fills in the defaults of the method's own options.
@@ -53,6 +54,11 @@ def check(config: TrainConfig) -> None:
     need(config.classes_per_task >= 1, "classes_per_task", "1 or more")
     most = 4 * cores()
     need(config.threads is None or 1 <= config.threads <= most, "threads", f"1 .. {most} (4 x the cores at hand)")
+    need(config.parallel in (None, "data", "neurons"), "parallel", "data, neurons or null")
+    long_enough = math.isfinite(config.parallel_timeout) and 1 <= config.parallel_timeout <= MAX_TIMEOUT
+    need(long_enough, "parallel_timeout", f"1 .. {MAX_TIMEOUT} seconds")
+    need(config.parallel is None or config.jobs in (None, 1), "jobs", "1 or null with --parallel")
+    need(config.parallel is None or config.device == "cpu", "device", "cpu with --parallel")
     need(config.jobs is None or config.jobs >= 1, "jobs", "1 or more")
     need(config.eval_every is None or config.eval_every >= 1, "eval_every", "1 or more")
     need(config.probe_size >= 0, "probe_size", "0 or more")
@@ -112,15 +118,15 @@ def check_device(name: str) -> None:
         raise bad("--device", name, f"a device that torch sees; it sees {torch.cuda.device_count()} CUDA devices")
 
 
-def check_size(config: TrainConfig, dim: int, classes: int) -> None:
-    """Whether the network fits the memory, before anything of it is made.
+def check_size(config: TrainConfig, dim: int, classes: int, processes: int = 1) -> None:
+    """Whether the network, or its share of one of several processes, fits the memory, before anything of it is made.
 
     Raises:
         BadInput: names --neurons and --layers, and the memory.
     """
     weights = config.neurons * (dim + (config.layers - 1) * config.neurons + classes)
     size = 8 if config.dtype == "float64" else 4
-    check_memory(f"--neurons {config.neurons} --layers {config.layers}", weights * size)
+    check_memory(f"--neurons {config.neurons} --layers {config.layers}", weights * size // processes)
 
 
 def model_kind(config: TrainConfig) -> str:

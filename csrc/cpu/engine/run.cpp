@@ -3,7 +3,6 @@
 #include "engine/run.h"
 
 #include <algorithm>
-#include <utility>
 
 #include "ssd/float_mode.h"
 
@@ -118,10 +117,10 @@ void SdmlpTrainer::Impl::Run::finish_stats() {
   stats.grad_norm = steps ? grad_norm_sum / steps : 0;
   stats.touched = steps ? touched_sum / steps : 0;
   stats.steps = steps;
-  stats.sent = std::exchange(self.sent, 0);
-  stats.received = std::exchange(self.received, 0);
-  stats.exchanges = std::exchange(self.exchanges, 0);
-  stats.exchange_seconds = std::exchange(self.exchange_seconds, 0.0);
+  stats.sent = self.sent;
+  stats.received = self.received;
+  stats.exchanges = self.exchanges;
+  stats.exchange_seconds = self.exchange_seconds;
   double scored = 0, examined = 0;
   for (ScratchRow& scratch : self.scratch) {
     scored += static_cast<double>(scratch.scored);
@@ -144,7 +143,11 @@ SdmlpStats SdmlpTrainer::train(const SdmlpEpoch& epoch, int threads) {
   self.y.resize(rows * self.Cp);
   self.dy.resize(rows * self.Cp);
 
-  if (self.cfg.share.exchange) self.agree_on_call(epoch);
+  if (self.cfg.share.exchange) {
+    self.sent = self.received = self.exchanges = 0;  // of infer()
+    self.exchange_seconds = 0;
+    self.agree_on_call(epoch);
+  }
   if (epoch.penalty) self.prepare_penalty(*epoch.penalty);
   const bool dense = self.dense_form(epoch);
   if (self.threshold_only != dense) {

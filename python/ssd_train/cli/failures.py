@@ -1,8 +1,8 @@
 """The one place that turns whatever ends a command into one line on stderr and an exit code.
 
-2: bad input, or more than this machine can do. 130, 143: SIGINT, SIGTERM. 1: a fault of this program; then the line
-says where, and `python -X dev -m ssd_train ...` shows all of it. Nothing heavy is imported here: it is there before
-torch is.
+2: bad input, or more than this machine can do. 130, 143: SIGINT, SIGTERM. 1: another process of the same run was lost,
+or a fault of this program; then the line says where, and `python -X dev -m ssd_train ...` shows all of it. Nothing
+heavy is imported here: it is there before torch is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import traceback
 from types import FrameType
 
-from ..errors import BadInput, reason, say
+from ..errors import BadInput, LostProcess, reason, say
 
 FAULTS = (TypeError, AttributeError, LookupError, NameError, AssertionError)
 NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "failed to map segment")
@@ -31,6 +31,8 @@ def describe(error: BaseException) -> tuple[str, int]:
         return "interrupted", 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
     if isinstance(error, BadInput | argparse.ArgumentError):
         return text, 2
+    if isinstance(error, LostProcess):
+        return text, 1
     if isinstance(error, MemoryError) or any(words in text.lower() for words in NO_MEMORY):
         return f"not enough memory for this ({reason(error)})", 2
     if isinstance(error, OSError) and error.strerror:

@@ -9,7 +9,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from .. import __version__
-from ..errors import BadInput, say
+from ..errors import BadInput, bad, say
 from ..options import PRETRAINING, parse, parse_run, parse_settings, split_options, typed_options
 from ..sizes import cores
 from .failures import report
@@ -167,6 +167,8 @@ def _sweep(argv: list[str]) -> int:
     base = parse_settings(rest, methods=varied_methods(o.vary))
     if "--validation" not in typed_options(rest):
         base["validation"] = base["validation"] or SWEEP_VALIDATION
+    if base["parallel"] is not None:
+        raise bad("--parallel", base["parallel"], "null in a sweep, whose runs are what spreads over processes")
     out = Path(base["out"] or f"runs/sweep-{time.strftime('%Y%m%d-%H%M%S')}")
     workers, threads = o.workers, base["threads"] or 1
     if o.scheduler != "ray":

@@ -47,6 +47,8 @@ class Method:
         ignores: general settings that do nothing for it; typing one of them is an error.
         fused: whether SDMLPEngine can train it (a teacher and a quadratic penalty are all that the engine knows); a
             class with a `loss` or an `after_step` of its own must say so itself.
+        by_neurons: whether it can be trained with `--parallel neurons`, where `context.model` holds a range of the
+            neurons and what looks at all of them asks `context.parts`; a class must say so itself, it is not inherited.
         touches_all_rows: whether rows without a gradient move too (a penalty does that), so that all are projected.
         options: the values of `Options` in this run.
 
@@ -59,6 +61,7 @@ class Method:
     Options: ClassVar[type] = NoOptions
     ignores: ClassVar[frozenset[str]] = frozenset()
     fused = False
+    by_neurons = False
     touches_all_rows = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -69,6 +72,7 @@ class Method:
         if taken:
             raise TypeError(f"{cls.__name__}.Options: {taken[0]!r} is the name of a general setting; choose another")
         own = vars(cls)
+        cls.by_neurons = own.get("by_neurons", False)
         if ("loss" in own or "after_step" in own) and "fused" not in own:
             cls.fused = False  # the native engine would train the base's loss, without a word
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..data.tasks import Tasks
 from ..model import Network
+from ..parallel.shards import Whole
 
 
 class Evaluator(Protocol):
@@ -36,6 +37,7 @@ class TaskContext:
         train_x: (N, D) all training data, prepared for the model. train_y: (N,) int64.
         generator: the run's random numbers; they are part of a checkpoint.
         stage: the stage that is trained, from 0.
+        parts: which part of the model this process has, where several train one.
         x: (n, D) the stage's data, prepared; `prepare` may replace it. y: (n,) int64.
     """
 
@@ -53,6 +55,7 @@ class TaskContext:
     x: Tensor = field(default_factory=lambda: torch.empty(0))
     y: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     evaluator: Evaluator | None = field(default=None, repr=False)
+    parts: Whole = field(default_factory=Whole, repr=False)
 
     @property
     def device(self) -> torch.device:

@@ -23,18 +23,23 @@ class EWC(Penalized):
     default_coef = 100.0
     default_beta = 0.08
     estimators = ESTIMATORS
+    by_neurons = True
 
     def after_task(self, context: TaskContext) -> None:
         super().after_task(context)
         rows = self.importance_rows(context)
+        parts, quadratic = context.parts, self.quadratic
+        model = parts.whole(context.model)
         information = fisher(
-            context.model, context.x[rows], context.y[rows], self.kind, self.beta, context.generator,
+            model, context.x[rows], context.y[rows], self.kind, self.beta, context.generator,
             self.config.batch_size,
         )  # fmt: skip
+        quadratic.change(parts.joined)
         if self.options.online is None:
-            self.quadratic.add(context.model, information)
+            quadratic.add(model, information)
         else:
-            self.quadratic.replace(context.model, information, self.options.online)
+            quadratic.replace(model, information, self.options.online)
+        quadratic.change(parts.owned)
 
     def estimator(self) -> str:
         return f"Fisher {super().estimator()}, {self.options.importance_samples or 'all'} samples per task"
@@ -55,6 +60,7 @@ class SSDEWC(EWC, SSD):
     models = ("sdmlp",)
     parts = (*SSD.parts, "penalty")
     Options = SSDEWCOptions
+    by_neurons = True
 
     def estimator(self) -> str:
         return f"{SSD.estimator(self)}; {EWC.estimator(self)}"

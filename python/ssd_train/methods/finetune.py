@@ -8,3 +8,4 @@ class Finetune(Method):
 
     models = ("relu", "sdmlp")
     fused = True
+    by_neurons = True

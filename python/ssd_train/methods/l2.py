@@ -12,6 +12,7 @@ class L2(Penalized):
     """coef sum (w - a)^2. The SDMLP paper used coef 30 on CIFAR, 10 on MNIST."""
 
     fused = True
+    by_neurons = True
     default_coef = 30.0
 
     def after_task(self, context: TaskContext) -> None:

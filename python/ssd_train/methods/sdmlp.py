@@ -7,3 +7,4 @@ class SDMLPMethod(Method):
     """What it retains, it retains by its structure."""
 
     fused = True
+    by_neurons = True

@@ -48,6 +48,7 @@ class SSD(Method):
     parts = ("ce", "kd_hidden", "kd_logits")
     Options = SSDOptions
     fused = True
+    by_neurons = True
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
@@ -105,6 +106,7 @@ class SSD(Method):
         if options.frequency == "last_epoch" and self.counts_before:
             # The GABA counters count training activity, so their growth is the last epoch's.
             counts = [now - before for now, before in zip(context.model.counts, self.counts_before)]
+            counts = [context.parts.join(f"counts{i}", c) for i, c in enumerate(counts)]
         else:
             counts = self.activity(context, context.x)
         self.units = select_units(counts, options.n_distill, self.config.k, len(context.x), options.rank)

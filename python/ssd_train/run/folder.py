@@ -54,6 +54,16 @@ class Claim:
             raise BadInput(f"--out: {self.out} was removed or replaced during the run, which stops")
 
 
+class Claimed(Claim):
+    """A folder that another process of the same run has claimed."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(out, -1)
+
+    def check(self) -> None:
+        """The process that claimed it looks."""
+
+
 @contextlib.contextmanager
 def claimed(out: Path, *, resume: bool, overwrite: bool) -> Iterator[Claim]:
     """Creates and locks the folder; with `overwrite` removes the earlier run in it, and nothing else.

@@ -48,6 +48,7 @@ def one_run(trainer: Trainer) -> dict[str, Any]:
         "seconds": progress.seconds,
         "phases": progress.phases,
         "activity": progress.activity,
+        **({"traffic": progress.traffic} if progress.traffic else {}),
     }
 
 
@@ -68,11 +69,11 @@ def summary(config: TrainConfig, data: Dataset, trainers: list[Trainer], argv: l
         "pretraining": describe_pretraining(config),
         "runs": runs,
         "estimator": trainers[0].method.estimator(),
-        "environment": environment(config, trainers[0].engine.name, argv),
+        "environment": environment(config, trainers[0].engine.name, argv, trainers[0].parts.size),
     }
 
 
-def environment(config: TrainConfig, engine: str, argv: list[str]) -> dict[str, Any]:
+def environment(config: TrainConfig, engine: str, argv: list[str], processes: int = 1) -> dict[str, Any]:
     """Where and how the numbers were made."""
     from ssd_kernels import _backend, _native, _source
 
@@ -91,7 +92,7 @@ def environment(config: TrainConfig, engine: str, argv: list[str]) -> dict[str, 
         "engine": engine,
         "simd": native.simd_level(_native.simd_level()) if hasattr(native, "simd_level") else None,
         "threads": torch.get_num_threads(),
-    }
+    } | ({} if config.parallel is None else {"parallel": config.parallel, "processes": processes})
 
 
 def _version(package: str) -> str | None:
