@@ -49,6 +49,7 @@ class Launch:
     num_warps: int
     num_stages: int
     registers: int | None
+    fusion: bool
 
 
 # Set by `recording` alone: what the offline compiler asks for in place of a GPU.
@@ -90,6 +91,7 @@ def launch(
     num_warps: int = 4,
     num_stages: int = 3,
     registers: int | None = None,
+    fusion: bool = True,
     **constants: object,
 ) -> None:
     """Runs a kernel on the device of its first argument, on that device's current stream.
@@ -102,16 +104,18 @@ def launch(
         num_stages: stages of the software pipeline.
         registers: the most that a thread may take. Without it the assembler aims at an occupancy of its own, and spills
             a word or two rather than miss it.
+        fusion: whether a product and a sum may become one fused operation: the compiler's choice, kernel by kernel.
         constants: the kernel's tl.constexpr arguments, by name.
     """
     if 0 in grid:
         return
     device = arguments[0].device
     if device.type == "meta":
-        _recorded.get()[1].append(Launch(kernel, grid, arguments, constants, num_warps, num_stages, registers))
+        _recorded.get()[1].append(Launch(kernel, grid, arguments, constants, num_warps, num_stages, registers, fusion))
         return
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         options = {"num_warps": num_warps, "num_stages": num_stages, "maxnreg": registers}
+        options["enable_fp_fusion"] = fusion
         kernel[grid](*arguments, **constants, **options)
 
 
@@ -215,7 +219,9 @@ def smallest_of_largest(key, count, wanted):
     low = tl.min(tl.where(used, key, 0x7FFFFFFFFFFFFFFF), axis=1)
     high = tl.max(key, axis=1) + 1
     searching = count > wanted
-    while tl.max(searching.to(tl.int32), axis=0) > 0:
+    passes = tl.full([], 0, tl.int32)
+    while (tl.max(searching.to(tl.int32), axis=0) > 0) & (passes < 64):  # keys that are not unique end here too
+        passes += 1
         middle = (low & high) + ((low ^ high) >> 1)  # the mean, without overflow
         reached = tl.sum((key >= middle[:, None]).to(tl.int32), axis=1)
         low = tl.where(searching & (reached >= wanted), middle, low)

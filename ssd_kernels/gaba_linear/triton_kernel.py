@@ -57,7 +57,9 @@ def _activation_kernel(
             tl.store(start_at, tl.sum(taken, axis=1).to(tl.int64), mask=row < batch)
         else:
             start = tl.load(start_at, mask=row < batch, other=0)
+            end = tl.load(start_at + 1, mask=row < batch, other=0)
             place = start[:, None] + tl.cumsum(taken, axis=1) - 1
+            active = active & (place < end[:, None])  # should this pass ever find more, they are nobody's
             tl.store(value_ptr + place, h, mask=active)
             tl.store(index_ptr + place, tl.broadcast_to(column[None, :], (BLOCK_B, BLOCK_R)), mask=active)
 
@@ -104,7 +106,10 @@ class _Passes:
     def run(
         self, mode: int, values: torch.Tensor, indices: torch.Tensor | None = None, starts: torch.Tensor | None = None
     ) -> None:
-        """One pass over h; every argument of the scan's tile is the scan's own, so its scores are the same bits."""
+        """One pass over h; every argument of the scan's tile is the scan's own, so its scores are the same bits.
+
+        No fused operations: the passes that count and that fill are compiled apart, and must round alike.
+        """
         config, x, weight = self.config, self.x, self.weight
         _triton.launch(
             _activation_kernel, (triton.cdiv(len(x), config.block_b), self.tiles), x, weight, self.g, self.threshold,
@@ -112,7 +117,7 @@ class _Passes:
             BLOCK_B=config.block_b, BLOCK_R=config.block_r, BLOCK_D=config.block_d, ONE_STEP=config.one_step,
             PRECISION=_triton.dot_precision(x.dtype), COMPUTE=_triton.dot_dtype(x),
             INDEX=_triton.place_dtype(config.block_r, x, weight), MODE=mode, num_warps=config.num_warps,
-            num_stages=config.num_stages,
+            num_stages=config.num_stages, fusion=False,
         )  # fmt: skip
 
 
@@ -132,12 +137,12 @@ def rows(
     batch, tiles, device = len(x), passes.tiles, x.device
     counts = torch.empty(batch, tiles, dtype=torch.int64, device=device)
     passes.run(COUNT, x.new_empty(1), None, counts)
-    ends = torch.cumsum(counts.flatten(), 0)
-    offsets = torch.cat([ends.new_zeros(1), ends.reshape(batch, tiles)[:, -1]])
+    starts = torch.cat([counts.new_zeros(1), torch.cumsum(counts.flatten(), 0)])
+    offsets = starts[::tiles].contiguous()
     total = int(offsets[-1])
     values = torch.empty(total, dtype=x.dtype, device=device)
     indices = torch.empty(total, dtype=torch.int32, device=device)
-    passes.run(FILL, values, indices, ends - counts.flatten())
+    passes.run(FILL, values, indices, starts)
     return values, indices, offsets, passes.threshold.to(x.dtype)
 
 

@@ -184,63 +184,107 @@ def _pull(parameter, importance_ptr, anchor_ptr, place, mask, coef):
 
 
 @triton.jit
+def _weight_gradient(
+    h_ptr, x_ptr, v_ptr, w_ptr, grad_logits_ptr, grad_hidden_ptr, place_ptr, grad_w_ptr, active_ptr, partial_ptr,
+    importance_ptr, anchor_ptr, block, strip, B, D, R, C, units, partials, coef,
+    TEACHER: tl.constexpr, PENALTY: tl.constexpr, EVERY_ROW: tl.constexpr, BLOCK_B: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dh = dy V masked by h > 0; dW = dh^T x, a strip of columns. The first strip writes the counts."""
+    j = block * BLOCK_R + tl.arange(0, BLOCK_R)
+    d = strip * BLOCK_D + tl.arange(0, BLOCK_D)
+    grad = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
+    active = tl.zeros([BLOCK_R], tl.int32)
+    bad = tl.zeros([BLOCK_R], tl.int32)
+    if TEACHER:
+        unit = tl.load(place_ptr + j, mask=j < R, other=-1)
+    for start in range(0, B, BLOCK_B):
+        row = (start + tl.arange(0, BLOCK_B))[:, None].to(tl.int64)
+        h = tl.load(h_ptr + row * R + j[None, :], mask=(row < B) & (j < R)[None, :], other=0.0)
+        on = h > 0
+        active += tl.sum(on.to(tl.int32), 0)
+        bad += tl.sum(((h - h) != 0.0).to(tl.int32), 0)
+        if tl.max(tl.max(on.to(tl.int32), 1), 0) > 0:  # few neurons of many are active in few samples
+            dh = tl.zeros([BLOCK_B, BLOCK_R], tl.float32)
+            for first in range(0, C, BLOCK_C):
+                c = first + tl.arange(0, BLOCK_C)
+                v = tl.load(v_ptr + j[:, None] * C + c[None, :], mask=(j < R)[:, None] & (c < C)[None, :], other=0.0)
+                dy = tl.load(grad_logits_ptr + row * C + c[None, :], mask=(row < B) & (c < C)[None, :], other=0.0)
+                dh = tl.dot(dy, tl.trans(v), dh, input_precision=PRECISION)
+            if TEACHER:
+                held = (row < B) & (unit >= 0)[None, :]
+                dh += tl.load(grad_hidden_ptr + row * units + unit[None, :], mask=held, other=0.0)
+            dh = tl.where(on, dh, 0.0)
+            x = tl.load(x_ptr + row * D + d[None, :], mask=(row < B) & (d < D)[None, :], other=0.0)
+            grad = tl.dot(tl.trans(dh), x, grad, input_precision=PRECISION)
+    at = j[:, None] * D + d[None, :]
+    inside = (j < R)[:, None] & (d < D)[None, :]
+    if PENALTY:
+        grad += _pull(tl.load(w_ptr + at, mask=inside, other=0.0), importance_ptr, anchor_ptr, at, inside, coef)
+    kept = active >= 0 if EVERY_ROW else active > 0
+    tl.store(grad_w_ptr + at, grad, mask=inside & kept[:, None])
+    if strip == 0:
+        tl.store(active_ptr + j, active, mask=j < R)
+        tl.store(partial_ptr + ACTIVE * partials + block, tl.sum(active, 0).to(tl.float64))
+        tl.store(partial_ptr + TOUCHED * partials + block, tl.sum((active > 0).to(tl.int32), 0).to(tl.float64))
+        tl.store(partial_ptr + BAD * partials + block, tl.sum(bad, 0).to(tl.float64))
+    return tl.sum(tl.sum(grad.to(tl.float64) * grad.to(tl.float64), 1), 0)
+
+
+@triton.jit
+def _output_gradient(
+    h_ptr, v_ptr, grad_logits_ptr, grad_v_ptr, importance_ptr, anchor_ptr, block, strip, B, R, C, coef,
+    PENALTY: tl.constexpr, EVERY_ROW: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dV = h^T dy, a strip of classes."""
+    j = block * BLOCK_R + tl.arange(0, BLOCK_R)
+    c = strip * BLOCK_C + tl.arange(0, BLOCK_C)
+    grad = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    active = tl.zeros([BLOCK_R], tl.int32)
+    for start in range(0, B, BLOCK_B):
+        row = (start + tl.arange(0, BLOCK_B))[:, None].to(tl.int64)
+        h = tl.load(h_ptr + row * R + j[None, :], mask=(row < B) & (j < R)[None, :], other=0.0)
+        on = (h > 0).to(tl.int32)
+        active += tl.sum(on, 0)
+        if tl.max(tl.max(on, 1), 0) > 0:
+            dy = tl.load(grad_logits_ptr + row * C + c[None, :], mask=(row < B) & (c < C)[None, :], other=0.0)
+            grad = tl.dot(tl.trans(h), dy, grad, input_precision=PRECISION)
+    at = j[:, None] * C + c[None, :]
+    inside = (j < R)[:, None] & (c < C)[None, :]
+    if PENALTY:
+        grad += _pull(tl.load(v_ptr + at, mask=inside, other=0.0), importance_ptr, anchor_ptr, at, inside, coef)
+    kept = active >= 0 if EVERY_ROW else active > 0
+    tl.store(grad_v_ptr + at, grad, mask=inside & kept[:, None])
+    return tl.sum(tl.sum(grad.to(tl.float64) * grad.to(tl.float64), 1), 0)
+
+
+@triton.jit
 def _gradient_kernel(
     h_ptr, x_ptr, v_ptr, w_ptr, grad_logits_ptr, grad_hidden_ptr, place_ptr, grad_w_ptr, grad_v_ptr, active_ptr,
     partial_ptr, w_importance_ptr, w_anchor_ptr, v_importance_ptr, v_anchor_ptr, B, D, R, C, units, partials, coef,
     TEACHER: tl.constexpr, PENALTY: tl.constexpr, EVERY_ROW: tl.constexpr, BLOCK_B: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a block of neurons: dh = dy V masked by h > 0; dW = dh^T x; dV = h^T dy; and their squares.
+    """Gradients of a block of neurons and their squares.
 
-    Programs along D share the neurons; the first of them writes what concerns V and the counts.
+    Programs along the second axis share the neurons: first the strips of D, then those of C. Classes are taken BLOCK_C
+    at a time, so any number of them fits.
     """
     block = tl.program_id(0).to(tl.int64)
     strip = tl.program_id(1)
-    j = block * BLOCK_R + tl.arange(0, BLOCK_R)
-    d = strip * BLOCK_D + tl.arange(0, BLOCK_D)
-    c = tl.arange(0, BLOCK_C)
-    inside_v = (j < R)[:, None] & (c < C)[None, :]
-    inside_w = (j < R)[:, None] & (d < D)[None, :]
-    v = tl.load(v_ptr + j[:, None] * C + c[None, :], mask=inside_v, other=0.0)
-    grad_w = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
-    grad_v = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    active = tl.zeros([BLOCK_R], tl.int32)
-    bad = tl.zeros([BLOCK_R], tl.int32)
-    if TEACHER:
-        unit = tl.load(place_ptr + j, mask=j < R, other=-1)
-    for start in range(0, B, BLOCK_B):
-        b = start + tl.arange(0, BLOCK_B)
-        row = b[:, None].to(tl.int64)
-        h = tl.load(h_ptr + row * R + j[None, :], mask=(row < B) & (j < R)[None, :], other=0.0)
-        on = h > 0
-        active += tl.sum(on.to(tl.int32), 0)
-        bad += tl.sum(((h - h) != 0.0).to(tl.int32), 0)
-        if tl.max(tl.max(on.to(tl.int32), 1), 0) > 0:  # few neurons of many are active in few samples
-            dy = tl.load(grad_logits_ptr + row * C + c[None, :], mask=(row < B) & (c < C)[None, :], other=0.0)
-            dh = tl.dot(dy, tl.trans(v), input_precision=PRECISION)
-            if TEACHER:
-                held = (row < B) & (unit >= 0)[None, :]
-                dh += tl.load(grad_hidden_ptr + row * units + unit[None, :], mask=held, other=0.0)
-            dh = tl.where(on, dh, 0.0)
-            x = tl.load(x_ptr + row * D + d[None, :], mask=(row < B) & (d < D)[None, :], other=0.0)
-            grad_w = tl.dot(tl.trans(dh), x, grad_w, input_precision=PRECISION)
-            if strip == 0:
-                grad_v = tl.dot(tl.trans(h), dy, grad_v, input_precision=PRECISION)
-    at_w, at_v = j[:, None] * D + d[None, :], j[:, None] * C + c[None, :]
-    if PENALTY:
-        w = tl.load(w_ptr + at_w, mask=inside_w, other=0.0)
-        grad_w += _pull(w, w_importance_ptr, w_anchor_ptr, at_w, inside_w, coef)
-        grad_v += tl.where(strip == 0, _pull(v, v_importance_ptr, v_anchor_ptr, at_v, inside_v, coef), 0.0)
-    kept = active >= 0 if EVERY_ROW else active > 0
-    tl.store(grad_w_ptr + at_w, grad_w, mask=inside_w & kept[:, None])
-    squares = tl.sum(tl.sum(grad_w.to(tl.float64) * grad_w.to(tl.float64), 1), 0)
-    if strip == 0:
-        tl.store(grad_v_ptr + at_v, grad_v, mask=inside_v & kept[:, None])
-        tl.store(active_ptr + j, active, mask=j < R)
-        squares += tl.sum(tl.sum(grad_v.to(tl.float64) * grad_v.to(tl.float64), 1), 0)
-        tl.store(partial_ptr + ACTIVE * partials + block, tl.sum(active, 0).to(tl.float64))
-        tl.store(partial_ptr + TOUCHED * partials + block, tl.sum((active > 0).to(tl.int32), 0).to(tl.float64))
-        tl.store(partial_ptr + BAD * partials + block, tl.sum(bad, 0).to(tl.float64))
+    strips_d = tl.cdiv(D, BLOCK_D)
+    if strip < strips_d:
+        squares = _weight_gradient(
+            h_ptr, x_ptr, v_ptr, w_ptr, grad_logits_ptr, grad_hidden_ptr, place_ptr, grad_w_ptr, active_ptr,
+            partial_ptr, w_importance_ptr, w_anchor_ptr, block, strip, B, D, R, C, units, partials, coef,
+            TEACHER, PENALTY, EVERY_ROW, BLOCK_B, BLOCK_R, BLOCK_D, BLOCK_C, PRECISION,
+        )  # fmt: skip
+    else:
+        squares = _output_gradient(
+            h_ptr, v_ptr, grad_logits_ptr, grad_v_ptr, v_importance_ptr, v_anchor_ptr, block, strip - strips_d, B, R, C,
+            coef, PENALTY, EVERY_ROW, BLOCK_B, BLOCK_R, BLOCK_C, PRECISION,
+        )  # fmt: skip
     tl.store(partial_ptr + NORM * partials + block * tl.num_programs(1) + strip, squares)
 
 
@@ -315,11 +359,12 @@ def _update_kernel(
         scale = tl.load(verdict_ptr + SCALE).to(tl.float32)
         count = tl.load(counts_ptr + j, mask=j < R, other=0)
         tl.store(counts_ptr + j, count + active, mask=(j < R) & (active > 0))
-        c = tl.arange(0, BLOCK_C)
-        at_v = j[:, None] * C + c[None, :]
-        mask_v = moved[:, None] & (c < C)[None, :]
-        new_v = _stepped(v_ptr, grad_v_ptr, velocity_v_ptr, at_v, mask_v, scale, lr, momentum, MOMENTUM, True)
-        tl.store(v_ptr + at_v, new_v, mask=mask_v)
+        for start in range(0, C, BLOCK_C):
+            c = start + tl.arange(0, BLOCK_C)
+            at_v = j[:, None] * C + c[None, :]
+            mask_v = moved[:, None] & (c < C)[None, :]
+            new_v = _stepped(v_ptr, grad_v_ptr, velocity_v_ptr, at_v, mask_v, scale, lr, momentum, MOMENTUM, True)
+            tl.store(v_ptr + at_v, new_v, mask=mask_v)
         squares = tl.zeros([BLOCK_R], tl.float64)
         for start in range(0, D, BLOCK_D):  # nothing is stored here: threads may not own the same numbers below
             d = start + tl.arange(0, BLOCK_D)

@@ -60,7 +60,9 @@ class _Step:
         self.shares = x.new_zeros(self.parts_r, batch, classes)
         self.logits, self.grad_logits = (x.new_zeros(batch, classes) for _ in range(2))
         self.losses = torch.zeros(3, batch, dtype=torch.float64, device=device)
-        self.blocks, self.strips = _blocks(neurons, self.block_r), _blocks(inputs, self.block_d)
+        self.block_g = min(self.block_c, 32)  # classes that the gradients and the update take at a time
+        self.blocks = _blocks(neurons, self.block_r)
+        self.strips = _blocks(inputs, self.block_d) + _blocks(classes, self.block_g)
         self.partial = torch.zeros(7, self.blocks * self.strips, dtype=torch.float64, device=device)
         self.active = torch.zeros(neurons, dtype=torch.int32, device=device)
         if y is not None:  # only a step that trains has gradients: at R = 1 000 000 they are a gigabyte
@@ -134,7 +136,7 @@ class _Step:
             self.grad_hidden, self.place, self.grad_w, self.grad_v, self.active, self.partial, *pulls, batch, inputs,
             neurons, classes, units, self.partial.shape[1], 0.0 if penalty is None else float(penalty.coef),
             TEACHER=teacher is not None, PENALTY=penalty is not None, EVERY_ROW=every_row, BLOCK_B=32,
-            BLOCK_R=self.block_r, BLOCK_D=self.block_d, BLOCK_C=self.block_c,
+            BLOCK_R=self.block_r, BLOCK_D=self.block_d, BLOCK_C=self.block_g,
             PRECISION=_triton.dot_precision(torch.float32),
         )  # fmt: skip
         _triton.launch(
@@ -147,7 +149,7 @@ class _Step:
             kernels._update_kernel, (_blocks(neurons, rows),), t.weight, t.v, t.counts, self.grad_w, self.grad_v,
             self.active, *(t.velocities or (None, None)), self.verdict, neurons, inputs, classes, s.lr, s.momentum,
             MOMENTUM=s.momentum > 0, EVERY_ROW=every_row, BLOCK_R=rows,
-            BLOCK_D=min(_power(inputs), 512), BLOCK_C=self.block_c,
+            BLOCK_D=min(_power(inputs), 512), BLOCK_C=self.block_g,
         )  # fmt: skip
 
 

@@ -98,6 +98,21 @@ def test_one_step_with_a_teacher_is_that_of_the_reference(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_more_classes_than_a_program_takes_at_a_time(device):
+    x, _ = clusters(8, 5)
+    weight, _, counts = model(20)
+    output = torch.rand(70, 20, generator=torch.Generator().manual_seed(4)) / 8
+    engines = []
+    for backend, where in (("reference", "cpu"), ("triton", device)):
+        parts = (t.clone().to(where) for t in (weight, output, counts))
+        engine = SDMLPEngine(*parts, k=4, gaba_switch=40.0, backend=backend)
+        engine.train_epoch(x.to(where), torch.arange(8, device=where) * 9, torch.arange(8, device=where), 8)
+        engines.append(engine)
+    for part in ("weight", "output_weight", "counts"):
+        torch.testing.assert_close(getattr(engines[1], part).cpu(), getattr(engines[0], part), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_a_stop_and_a_bad_score_end_at_a_step_boundary(device):
     x, y = (t.to(device) for t in clusters(21, 1))
     order = torch.arange(21, device=device)

@@ -31,6 +31,24 @@ def _keys_kernel(score_ptr, index_ptr, key_ptr, score_out_ptr, index_out_ptr, n,
     tl.store(index_out_ptr + at, _triton.key_index(key), mask=inside)
 
 
+@triton.jit
+def _smallest_kernel(key_ptr, out_ptr, count, wanted, BLOCK: tl.constexpr):
+    key = tl.load(key_ptr + tl.arange(0, BLOCK))[None, :]
+    used = tl.full([1], 0, tl.int32) + count
+    tl.store(out_ptr + tl.arange(0, 1), _triton.smallest_of_largest(key, used, wanted))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(("keys", "gold"), [([5, -3, 9, 7], None), ([4, 4, 4, 4], 4)])
+def test_the_search_among_keys_ends_also_where_keys_are_equal(keys, gold):
+    """Equal keys break its contract; it gives a bound of them, and does not run forever."""
+    out = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    key = torch.tensor(keys, device=DEVICE)
+    _triton.launch(_smallest_kernel, (1,), key, out, len(keys), 2, BLOCK=4)
+    bound = int(out)
+    assert bound == gold if gold else sum(k >= bound for k in keys) == 2
+
+
 @pytest.mark.interpreter
 def test_ordered_keys_sort_as_the_stable_sort_of_torch():
     pairs = list(itertools.product(SPECIAL, (0, 1, 7, 2**31 - 1)))

@@ -94,6 +94,7 @@ def compile_launch(launch: object, capability: int) -> Report:
     signature, constants, attributes = _specialised(launch)
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, "maxnreg": launch.registers}
+    options["enable_fp_fusion"] = launch.fusion
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     folder = tools()
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
