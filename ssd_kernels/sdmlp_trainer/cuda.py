@@ -315,6 +315,8 @@ def train_together(
             )
         run = first.launches(len(trainers))
         run.load(records)
+        for buffers in memory:
+            buffers.fields["numbers"].zero_()  # no samples left, also where the last call was ended early
         graph = run.graph(batch) if first.graphs else None
         for trainer, epoch, buffers in zip(trainers, epochs, memory):
             buffers.begin(epoch.order, trainer.speed())

@@ -54,7 +54,9 @@ def _above_kernel(
         tl.store(start_at, tl.sum(taken, axis=1).to(tl.int64), mask=row < batch)
     else:
         start = tl.load(start_at, mask=row < batch, other=0)
+        end = tl.load(start_at + 1, mask=row < batch, other=0)
         place = start[:, None] + tl.cumsum(taken, axis=1) - 1
+        active = active & (place < end[:, None])  # should this pass ever find more, they are nobody's
         tl.store(value_ptr + place, stored, mask=active)
         tl.store(index_ptr + place, tl.broadcast_to(column[None, :], (BLOCK_B, BLOCK_R)), mask=active)
 
@@ -74,7 +76,10 @@ def _above(
     x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, thresholds: Tensor, config: topk.Scan,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Values of `dtype`, indices and offsets. thresholds: (1,) or (R,) fp32. Waits for the GPU once."""
+    """Values of `dtype`, indices and offsets. thresholds: (1,) or (R,) fp32. Waits for the GPU once.
+
+    No fused operations: the passes that count and that fill are compiled apart, and must round alike.
+    """
     batch, neurons = len(x), len(weight)
     tiles = triton.cdiv(neurons, config.block_r)
 
@@ -85,16 +90,16 @@ def _above(
             0 if len(thresholds) == 1 else 1, BLOCK_B=config.block_b, BLOCK_R=config.block_r, BLOCK_D=config.block_d,
             ONE_STEP=config.one_step, PRECISION=_triton.dot_precision(x.dtype), COMPUTE=_triton.dot_dtype(x),
             INDEX=_triton.place_dtype(config.block_r, x, weight), MODE=mode, num_warps=config.num_warps,
-            num_stages=config.num_stages,
+            num_stages=config.num_stages, fusion=False,
         )  # fmt: skip
 
     counts = torch.empty(batch, tiles, dtype=torch.int64, device=x.device)
     run(COUNT, x.new_empty(1, dtype=dtype), None, counts)
-    ends = torch.cumsum(counts.flatten(), 0)
-    offsets = torch.cat([ends.new_zeros(1), ends.reshape(batch, tiles)[:, -1]])
+    starts = torch.cat([counts.new_zeros(1), torch.cumsum(counts.flatten(), 0)])
+    offsets = starts[::tiles].contiguous()
     values = torch.empty(int(offsets[-1]), dtype=dtype, device=x.device)
     indices = torch.empty(len(values), dtype=torch.int32, device=x.device)
-    run(FILL, values, indices, ends - counts.flatten())
+    run(FILL, values, indices, starts)
     return values, indices, offsets
 
 
