@@ -5,10 +5,13 @@ That steps are the CPU engine's, bit by bit, is tested in tests/cpp/cuda/test_sd
 
 from __future__ import annotations
 
+import contextlib
+from unittest import mock
+
 import pytest
 import torch
 
-from ssd_kernels import NonFiniteStep, QuadraticPenalty, SDMLPEngine, normalize_inputs, top_n
+from ssd_kernels import NonFiniteStep, QuadraticPenalty, SDMLPEngine, _cuda_calls, normalize_inputs, top_n
 from ssd_kernels.sdmlp_trainer import cuda as cuda_engine
 
 FIELDS = ("loss", "ce", "kd_logits", "kd_hidden", "grad_norm", "active_per_row", "touched", "steps", "scanned")
@@ -156,3 +159,60 @@ def test_a_batch_beyond_the_most_is_refused(on_emulator):
     engine = SDMLPEngine(*model(), k=4, gaba_switch=None, backend="cuda")
     with pytest.raises(ValueError, match="batch_size=5000: backend='cuda' takes 1 to 4096"):
         engine.train_epoch(x, y, torch.zeros(5000, dtype=torch.int64), 5000)
+
+
+CALL = _cuda_calls.call
+
+
+class Graph:
+    """Lists the launches of a capture, and runs them when it is replayed."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+
+    def replay(self) -> None:
+        for arguments, options in self.calls:
+            CALL(*arguments, **options)
+
+
+@contextlib.contextmanager
+def captures():
+    """Inside, torch.cuda captures on the CPU. Yields the graphs."""
+    graphs = []
+
+    @contextlib.contextmanager
+    def capture(graph, **options):
+        graphs.append(graph)
+        with mock.patch.object(_cuda_calls, "call", lambda *a, **k: graph.calls.append((a, k))):
+            yield
+
+    replaced = {"Stream": mock.MagicMock, "CUDAGraph": Graph, "graph": capture, "current_stream": mock.MagicMock(),
+                "stream": lambda stream: contextlib.nullcontext()}  # fmt: skip
+    with mock.patch.multiple(torch.cuda, **replaced):
+        yield graphs
+
+
+@pytest.mark.slow
+def test_replays_are_the_launches(on_emulator, monkeypatch):
+    """One graph for epochs with other samples, a teacher or a penalty; none of it left over from a call ended early."""
+    monkeypatch.setattr(cuda_engine, "STEPS_PER_GRAPH", 2)  # the last replay of an epoch goes beyond its end
+    results = []
+    for graphs in (False, True):
+        engine = SDMLPEngine(*model(), k=4, gaba_switch=40.0, backend="cuda")
+        (x, y), (other, labels) = samples(1, 9), samples(2, 9)
+        teacher = engine.make_teacher(other, torch.arange(0, 70, 3))
+        w, v = engine.weight, engine.output_weight
+        penalty = QuadraticPenalty(torch.ones_like(w), w.clone(), torch.ones_like(v), v.clone(), 0.2)
+        first, order = engine.state_dict(), torch.arange(9)
+        engine._trainer.graphs = graphs
+        with captures() as captured:
+            engine.train_epoch(x, y, order, 3, should_stop=lambda: True)  # before a step, or after a replay
+            engine.load_state_dict(first)
+            engine._trainer._launches = None
+            stats = [engine.train_epoch(x, y, order, 3), engine.train_epoch(other, labels, order, 3, teacher)]
+            stats.append(engine.train_epoch(other, labels, order, 3, penalty=penalty))
+        assert len(captured) == (2 if graphs else 0)
+        results.append((engine.state_dict(), stats))
+    assert results[0][1] == results[1][1]
+    for name, tensor in results[0][0].items():
+        assert torch.equal(tensor, results[1][0][name]), name
