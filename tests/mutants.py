@@ -1,10 +1,11 @@
 """Mutants: wrong versions of single lines, each with the test that must fail on it.
 
-    python tests/mutants.py [--only NAME-OR-NUMBER ...] [--sample TEXT --count 6] [--list]
+    python tests/mutants.py [--only NAME-OR-NUMBER ...] [--sample TEXT --count 6] [--list] [--folder KEPT]
 
-Every mutant is tried alone in a scratch copy of the checkout. A test that passes on its mutant, a test that fails
-without it, and an old text that does not occur exactly once are failures. A test is `cpp:NAME`, a program of tests/cpp,
-or arguments of pytest. C++ is built only where the mutant or its test needs it. The file is long because it is a table.
+Every mutant is tried alone in a scratch copy of the checkout, which `--folder` keeps with what was built in it. A
+test that passes on its mutant, a test that fails without it, and an old text that does not occur exactly once are
+failures. A test is `cpp:NAME`, a program of tests/cpp, or arguments of pytest. C++ is built only where the mutant or
+its test needs it. The file is long because it is a table.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import dataclasses
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -41,6 +43,9 @@ def killed_by(kill: str, file: str, *changes: tuple[str, str, str]) -> list[Muta
 
 CERTIFICATES = "csrc/cpu/engine/certificates"
 BOUNDS = "path_gaba_.data(),\n                                       visit->floor,"
+
+METHODS, CHECKPOINT = "tests/train/test_methods.py", "tests/train/test_checkpoint.py"
+OWN, REFUSED = "tests/train/test_own_run.py", "tests/train/test_refused_files.py"
 
 # fmt: off
 MUTANTS = [
@@ -112,6 +117,68 @@ MUTANTS = [
         "cpp:test_team", "csrc/cpu/threads/team.cpp",
         ("exception-of-a-chunk-lost", "if (error_) std::rethrow_exception", "if (false) std::rethrow_exception"),
     ),
+    # Science and training.
+    *killed_by(
+        f"{METHODS}::test_icarl_s_loss_is_its_formula", "python/ssd_train/methods/icarl.py",
+        ("icarl-without-old-targets", "targets[:, self.old] = self.old_targets[batch.rows]", "pass"),
+        ("icarl-old-targets-are-logits", "predict(self.teacher, context.x).sigmoid()[:",
+         "predict(self.teacher, context.x)[:"),
+        ("icarl-unseen-classes-trained", "return Loss(losses[self.seen].sum()", "return Loss(losses.sum()"),
+        ("icarl-teacher-keeps-learning", "self.teacher = frozen_copy(context.model)\n\n    def prepare",
+         "self.teacher = context.model\n\n    def prepare"),
+    ),
+    Mutant("herding-of-another-mean", "python/ssd_train/methods/icarl.py", "(total + features) / (k + 1)",
+           "(total + features) / (k + 2)", f"{METHODS}::test_herding_follows_the_mean"),
+    *killed_by(
+        f"{METHODS}::test_a_teacher_counts_nothing", "python/ssd_train/distill.py",
+        ("teacher-counts-its-evaluation", "logits.append(output.logits)",
+         "logits.append(output.logits)\n        model.count(output.hidden)"),
+        ("teacher-is-the-student", "self.model, self.units = frozen_copy(model), [",
+         "self.model, self.units = model, ["),
+    ),
+    *killed_by(
+        f"{METHODS}::test_lwf_is_distillation_of_the_old_classes", "python/ssd_train/methods/lwf.py",
+        ("lwf-without-its-coefficient", "ce + self.coef * kd", "ce + kd"),
+        ("lwf-distils-all-classes", "old_classes=self.old_classes, backend", "old_classes=None, backend"),
+        ("lwf-at-another-temperature", "temperature=TEMPERATURE,", "temperature=1.0,"),
+    ),
+    *killed_by(
+        f"{METHODS}::test_si_follows_its_formula", "python/ssd_train/methods/si.py",
+        ("si-of-the-wrong-sign", "step, value=-1)", "step, value=1)"),
+        ("si-damping-as-a-bound", "(moved.square() + DAMPING)", "moved.square().clamp_min(DAMPING)"),
+        ("si-gradient-without-beta", "self.beta * loss.output.logits", "loss.output.logits"),
+        ("si-forgets-earlier-tasks", "new + self.quadratic.importance[name] if self.quadratic else new", "new"),
+    ),
+    *killed_by(
+        "tests/train/test_metrics.py", "python/ssd_train/metrics/accuracy.py",
+        ("bwt-against-the-first-task", "matrix[last][i], matrix[i][i])", "matrix[last][i], matrix[0][i])"),
+        ("forgetting-from-the-diagonal", "max(column) - column[-1]", "column[0] - column[-1]"),
+        ("forward-transfer-of-the-same-task", "matrix[i - 1][i], initial[i]", "matrix[i][i], initial[i]"),
+        ("deviation-with-ddof-0", "(len(values) - 1))", "len(values))"),
+    ),
+    # Data and files.
+    *killed_by(
+        f"{CHECKPOINT} -k damaged", "python/ssd_train/checkpoint.py",
+        ("digest-not-compared", 'metadata.get("sha256") != _digest', 'False and metadata.get("sha256") != _digest'),
+        ("digest-without-the-document", "hashlib.sha256(document.encode())", "hashlib.sha256()"),
+    ),
+    Mutant("one-checkpoint-too-many", "python/ssd_train/checkpoint.py", "len(files) + 1 - KEPT", "len(files) - KEPT",
+           f"{CHECKPOINT} -k keeps_the_last_two"),
+    Mutant("not-flushed-before-the-rename", "python/ssd_train/checkpoint.py", "            os.fsync(handle)\n", "",
+           f"{CHECKPOINT} -k full_disk"),
+    *killed_by(
+        f"{OWN} -k another_run", "python/ssd_train/checkpoint.py",
+        ("settings-of-the-run-not-compared", "if name not in theirs or theirs[name] != value:",
+         "if name not in theirs:"),
+    ),
+    Mutant("bombs-expand", "python/ssd_train/sizes.py", "expanded > max(SMALL, RATIO * packed)", "expanded < 0",
+           f"{REFUSED} -k bomb"),
+    Mutant("a-class-beyond-the-last", "python/ssd_train/data/dataset.py", "int(y_test.max()) >= classes",
+           "int(y_test.max()) > classes", f"{REFUSED} -k stray_label"),
+    Mutant("infinity-in-the-data", "python/ssd_train/data/dataset.py", "~torch.isfinite(x[start : start + block])",
+           "torch.isnan(x[start : start + block])", f"{REFUSED} -k not_finite"),
+    Mutant("pixels-over-256", "python/ssd_train/data/idx.py", "/ 255 if", "/ 256 if",
+           "tests/train/test_data.py -k mnist"),
     # The bf16 preselection.
     *killed_by(
         "cpp:test_preselect", "csrc/cpu/select/scan_bf16.h",
@@ -137,9 +204,10 @@ class Scratch:
                 (self.tree / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, self.tree / name)
         site = folder / "site"
-        site.mkdir()
-        (site / "ssd_kernels").symlink_to(self.tree / "ssd_kernels")
-        (site / "ssd_train").symlink_to(self.tree / "python" / "ssd_train")
+        site.mkdir(exist_ok=True)
+        for name, package in (("ssd_kernels", "ssd_kernels"), ("ssd_train", "python/ssd_train")):
+            (site / name).unlink(missing_ok=True)
+            (site / name).symlink_to(self.tree / package)
         self.environment = os.environ | {"PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
         self.passed: set[str] = set()
 
@@ -177,7 +245,7 @@ class Scratch:
             self.make("_cpu")
             built = next(self.build.glob("_cpu*.so"))
             shutil.copy2(built, self.tree / "ssd_kernels" / built.name)
-        command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *test.split()]
+        command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(test)]
         passed = self.run(command, log, timeout=1200)
         if not passed and not any(mark in log[-1] for mark in (" failed", " error")):
             raise SystemExit(f"{log[-1][-4000:]}\npytest {test} ran no test")
@@ -232,6 +300,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=6, help="how many --sample chooses")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="of the C++ build")
     parser.add_argument("--list", action="store_true", help="print the mutants and stop")
+    parser.add_argument("--folder", type=Path, help="scratch folder that is kept, with what is built there")
     arguments = parser.parse_args()
     if len({mutant.name for mutant in MUTANTS}) < len(MUTANTS):
         raise SystemExit("two mutants have one name")
@@ -240,8 +309,10 @@ def main() -> int:
             print(f"{number:3} {mutant.name:45} {mutant.file}  <- {mutant.kill}")
         return 0
     survived = 0
-    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        scratch = Scratch(Path(folder), arguments.jobs)
+    with tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
+        folder = (arguments.folder or Path(temporary)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Scratch(folder, arguments.jobs)
         for mutant in chosen(arguments):
             begin = time.monotonic()
             reason = scratch.survives(mutant)
