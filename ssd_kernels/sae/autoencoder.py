@@ -148,13 +148,12 @@ class TopKAutoencoder(nn.Module):
     def encode(self, x: Tensor, k: int | None = None) -> TopK | Rows:
         """The winners of (..., D): K of each sample; with selection="batch" of the batch, or above the threshold."""
         k, scale = self.winners() if k is None else k, self.decoder_norms()
-        operands = (x - self.b_dec, self.encoder.weight)
-        options = {"scale": scale, "backend": self.backend}
+        x, weight, bias, backend = x - self.b_dec, self.encoder.weight, self.encoder.bias, self.backend
         if self.selection == "sample":
-            return topk_linear(*operands, k, self.encoder.bias, **options)
+            return topk_linear(x, weight, k, bias, scale=scale, backend=backend)
         if not self.training and self.threshold >= 0:
-            return threshold_linear(*operands, float(self.threshold), self.encoder.bias, **options)
-        return batch_topk_linear(*operands, k, self.encoder.bias, **options)
+            return threshold_linear(x, weight, float(self.threshold), bias, scale=scale, backend=backend)
+        return batch_topk_linear(x, weight, k, bias, scale=scale, backend=backend)
 
     def decode(self, code: TopK | Rows) -> Tensor:
         """(..., D); (B, D) for Rows."""

@@ -141,14 +141,13 @@ def _table_bwd(
 
 def rows_backward(backend: str):
     """The kernel of a backend that sums over pairs by neuron; it is gaba_linear's."""
-    match backend:
-        case "cpu":
-            from ..gaba_linear import cpu as kernels
-        case "cuda":
-            from ..gaba_linear import cuda as kernels
-        case _:
-            from ..gaba_linear import triton_kernel as kernels
-    return kernels.rows_backward
+    if backend == "cpu":
+        from ..gaba_linear.cpu import rows_backward as kernel
+    elif backend == "cuda":
+        from ..gaba_linear.cuda import rows_backward as kernel
+    else:
+        from ..gaba_linear.triton_kernel import rows_backward as kernel
+    return kernel
 
 
 def _table_bwd_fake(grad_y, values, indices, offsets, table, need_values, backend):

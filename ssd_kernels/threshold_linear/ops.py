@@ -61,9 +61,9 @@ def _bwd(
     if backend == "reference":
         grads = reference.backward(grad_values, values, indices, offsets, x, weight, scale)
         needed = (need_x, need_weight, need_bias, need_scale)
-        grads = [grad if need else nothing.clone() for grad, need in zip(grads, needed)]
-        grads[1] = like_weight(weight).copy_(grads[1]) if need_weight else grads[1]
-        return tuple(grads)
+        chosen = [grad if need else nothing.clone() for grad, need in zip(grads, needed)]
+        chosen[1] = like_weight(weight).copy_(chosen[1]) if need_weight else chosen[1]
+        return tuple(chosen)
     wide = reference.accumulation_dtype(x.dtype)
     grad_z, grad_scale = grad_values, nothing.clone()
     neuron_sums = kernels(backend).neuron_sums
