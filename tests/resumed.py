@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from ssd_train import data
-from ssd_train.cli.main import main as command
+from ssd_train.__main__ import main as command
 
 COMMANDS = {
     "autograd": ["--method", "finetune"],
