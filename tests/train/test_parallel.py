@@ -115,7 +115,7 @@ def test_bitwise_the_files_of_one_process(method, size, mode, alone, tmp_path):
     assert traffic["steps"] > 0 and traffic["received"] >= (size - 1) * traffic["steps"] and traffic["exchanges"] > 0
 
 
-@pytest.mark.parametrize("mode", ["data", "neurons"])
+@pytest.mark.parametrize("mode", [pytest.param("data", marks=pytest.mark.slow), "neurons"])
 def test_a_checkpoint_goes_on_with_any_number_of_processes(mode, alone, tmp_path):
     """Two of three tasks by two processes, the rest by three of the other mode, then read by one: all the same bits."""
     out, other = tmp_path / "run", {"data": "neurons", "neurons": "data"}[mode]
@@ -198,7 +198,7 @@ def meeting(number, rank, monkeypatch):
     monkeypatch.setattr(Trainer, "save", save)
 
 
-@pytest.mark.parametrize("mode", ["data", "neurons"])
+@pytest.mark.parametrize("mode", [pytest.param("data", marks=pytest.mark.slow), "neurons"])
 def test_a_killed_process_is_named_and_a_resume_ends_with_the_same_bits(mode, alone, tmp_path, monkeypatch):
     argv = command("ssd", tmp_path / "run", "--checkpoint-seconds", "0", "--parallel", mode)
     with monkeypatch.context() as patched:
@@ -231,6 +231,7 @@ def test_a_process_that_hangs_is_named_when_its_time_is_over(tmp_path, monkeypat
         assert "rank 1 did not answer for 3 s" in log and log.count("\n") == 1, logs
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_saves_the_state_of_all(alone, tmp_path, monkeypatch):
     argv = command("ssd", tmp_path / "run", "--checkpoint-seconds", "0", "--parallel", "neurons")
     with monkeypatch.context() as patched:
@@ -242,6 +243,7 @@ def test_a_signal_to_one_process_saves_the_state_of_all(alone, tmp_path, monkeyp
     same(alone("ssd"), tensors_of(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_torchrun_starts_killed_processes_again(alone, tmp_path):
     """`torchrun --max-restarts 1` of a run with --resume, in which one process kills itself once."""
     script = tmp_path / "run.py"

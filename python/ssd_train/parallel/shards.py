@@ -19,7 +19,7 @@ from .group import Group
 # The axis along which a tensor of a checkpoint is cut by neurons, by the end of its name; others are alike everywhere.
 AXES = {"weights.0": 0, "output_weight": 1, "counts0": 0, "counts_before0": 0, "weight_velocity": 0,
         "output_velocity": 1}  # fmt: skip
-PIECE = 1 << 25  # bytes of one message of a large tensor
+PIECE = 1 << 22  # bytes of one message of a large tensor, of which a process holds a few copies
 
 
 def axis_of(name: str) -> int | None:
