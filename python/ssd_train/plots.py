@@ -14,14 +14,17 @@ from .checkpoint import write_atomic
 from .records import COLUMNS
 
 
-def pyplot() -> Any:
-    """matplotlib.pyplot, for files only."""
-    import matplotlib
+def new_figure(size: tuple[float, float]) -> Any:
+    """A matplotlib figure for a file. pyplot, which shows figures in windows and notebooks, is left as it is."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg", force=False)
-    import matplotlib.pyplot as plt
+    return Figure(figsize=size, layout="constrained")
 
-    return plt
+
+def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options: Any) -> tuple[Any, Any]:
+    """A figure and its axes, as pyplot's function of this name gives them."""
+    figure = new_figure(figsize)
+    return figure, figure.subplots(rows, columns, **options)
 
 
 def save(figure: Any, path: Path) -> None:
@@ -29,18 +32,16 @@ def save(figure: Any, path: Path) -> None:
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix[1:], dpi=140)
     write_atomic(path, content.getvalue())
-    pyplot().close(figure)
 
 
 def accuracy_matrix(results: dict[str, Any], path: Path) -> None:
     """Heatmap: accuracy on task i (column) after task t (row), mean over seeds; i > t is left out, as in tables."""
-    plt = pyplot()
     runs = [[[np.nan if v is None else v for v in row] for row in run["accuracy_matrix"]] for run in results["runs"]]
     matrix = np.mean(np.array(runs, dtype=float), axis=0)
     tasks = len(matrix)
     shown = np.where(np.tril(np.ones_like(matrix)) > 0, matrix, np.nan)
     side = min(12.0, 2.6 + 0.62 * tasks)
-    figure, axes = plt.subplots(figsize=(side + 1.0, side), layout="constrained")
+    figure, axes = subplots(figsize=(side + 1.0, side))
     image = axes.imshow(shown, vmin=0, vmax=1, cmap="viridis")
     if tasks <= 20:
         axes.set_xticks(range(tasks))
@@ -66,7 +67,6 @@ def task_curves(results: dict[str, Any], histories: list[list[list[float]]], pat
         histories: per seed the points: what `COLUMNS` names, then the accuracy on each task.
         heading: what comes before the title.
     """
-    plt = pyplot()
     points = np.array(histories, dtype=float)
     mean = points.mean(axis=0)
     spread = points.std(axis=0, ddof=1) if len(histories) > 1 else np.zeros_like(mean)
@@ -77,8 +77,8 @@ def task_curves(results: dict[str, Any], histories: list[list[list[float]]], pat
     shown = columns[:12]
     across = 3 if len(shown) > 4 else 2
     down = -(-len(shown) // across)
-    figure, grid = plt.subplots(down, across, figsize=(3.6 * across, 2.5 * down), sharex=True, sharey=True,
-                                squeeze=False, layout="constrained")  # fmt: skip
+    figure, grid = subplots(down, across, figsize=(3.6 * across, 2.5 * down), sharex=True, sharey=True,
+                                squeeze=False)  # fmt: skip
     borders = [epochs * t for t in range(1, len(results["runs"][0]["loss_parts"]))]
     for axes, column in zip(grid.flat, shown):
         title = "all classes" if column == first else f"task {column - each}"
@@ -111,8 +111,7 @@ def methods_over_tasks(runs: list[dict[str, Any]], path: Path) -> None:
     Args:
         runs: their results.json.
     """
-    plt = pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained",
+    figure, (left, right) = subplots(1, 2, figsize=(11, 4.6),
                                          gridspec_kw={"width_ratios": (2.2, 1)})  # fmt: skip
     names = _names(runs)
     for place, (run, name) in enumerate(zip(runs, names)):
@@ -186,7 +185,6 @@ def neuron_heatmap(results: dict[str, Any], snapshots: np.ndarray, history: list
         snapshots: (points, R), active probe samples per neuron. history: the points' (task, epoch, ...) of one seed.
         probe: number of probe samples. heading: what comes before the title.
     """
-    plt = pyplot()
     epochs = results["config"]["epochs"]
     ends = np.array([task * epochs + epoch for task, epoch, *_ in history], dtype=float)
     starts = np.concatenate([[0.0], ends[:-1]])
@@ -196,7 +194,7 @@ def neuron_heatmap(results: dict[str, Any], snapshots: np.ndarray, history: list
     edges = np.linspace(0, neurons, bins + 1).astype(int)
     # One pixel row per neuron where they fit, else the most active neuron of each group.
     binned = np.maximum.reduceat(share, edges[:-1], axis=0)
-    figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
+    figure, axes = subplots(figsize=(8, 5.5))
     mesh = axes.pcolormesh(np.append(starts, ends[-1]), edges, np.log10(np.maximum(binned, 0.5 / probe)),
                            cmap="magma", shading="flat", rasterized=True)  # fmt: skip
     for task in range(1, len(results["runs"][0]["loss_parts"])):

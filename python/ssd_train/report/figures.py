@@ -105,8 +105,7 @@ def _points(trained: list[Trained]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sizes(title: str, trained: list[Trained], path: Path) -> None:
-    plt = plots.pyplot()
-    figure, axes = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
+    figure, axes = plots.subplots(figsize=(6.5, 4.2))
     for column in dict.fromkeys(item.column for item in trained):
         rows = [item for item in trained if item.column == column]
         n = [item.results[0]["config"]["n_distill"] for item in rows]
@@ -126,7 +125,6 @@ def _sizes(title: str, trained: list[Trained], path: Path) -> None:
 
 
 def _surface(title: str, trained: list[Trained], path: Path) -> None:
-    plt = plots.pyplot()
     trained = [item for item in trained if item.column == trained[0].column]
     configs = [item.results[0]["config"] for item in trained]
     alphas = sorted({c["alpha"] for c in configs})
@@ -134,7 +132,7 @@ def _surface(title: str, trained: list[Trained], path: Path) -> None:
     mean, std = _points(trained)
     at = {(c["alpha"], c["temperature"]): i for i, c in enumerate(configs)}
     index = np.array([[at[a, t] for a in alphas] for t in temperatures])
-    figure = plt.figure(figsize=(11, 4.8), layout="constrained")
+    figure = plots.new_figure((11, 4.8))
     left = figure.add_subplot(1, 2, 1, projection="3d")
     surface = left.plot_surface(
         *np.meshgrid(alphas, temperatures), mean[index], cmap="viridis", edgecolor="0.3", lw=0.4
@@ -159,13 +157,12 @@ def _surface(title: str, trained: list[Trained], path: Path) -> None:
 
 
 def _structure(title: str, item: Trained, path: Path) -> None:
-    plt = plots.pyplot()
     points = curves(item)
     x, tasks = _epochs(item, points), _column(points[0], "task")
     series = [("cosine of teacher's and student's addresses", _column(points, "cosine"), 0.77, "above"),
               ("Jaccard of the most frequent neurons", _column(points, "jaccard"), 0.81, "above"),
               ("KL(teacher || student)", _kl(item, points), 0.2, "settles below")]  # fmt: skip
-    figure, grid = plt.subplots(3, 1, figsize=(8, 7), sharex=True, layout="constrained")
+    figure, grid = plots.subplots(3, 1, figsize=(8, 7), sharex=True)
     for axes, (label, values, paper, where) in zip(grid, series):
         if not label.startswith("Jaccard"):  # no teacher in task 0
             values = np.where(tasks == 0, np.nan, values)
@@ -193,9 +190,7 @@ def _structure(title: str, item: Trained, path: Path) -> None:
 
 
 def _training(title: str, trained: list[Trained], path: Path) -> None:
-    plt = plots.pyplot()
-    figure, grid = plt.subplots(1, len(trained), figsize=(5.5 * len(trained), 4), sharey=True, squeeze=False,
-                                layout="constrained")  # fmt: skip
+    figure, grid = plots.subplots(1, len(trained), figsize=(5.5 * len(trained), 4), sharey=True, squeeze=False)
     for axes, item in zip(grid.flat, trained):
         points = curves(item)
         x, tasks = _epochs(item, points), _column(points[0], "task")
