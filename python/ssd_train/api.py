@@ -31,7 +31,7 @@ class Result:
         accuracy_matrix: (seeds, T, T) float64: accuracy on task i (last) after task t, NaN where it is undefined.
         metrics: `accuracy`, `accuracy_taw`, `bwt`, `forgetting`, `fwt`, each with mean, std and per_seed.
         curves: per seed the columns of metrics.csv, (points,) float64 each.
-        models: per seed the trained network.
+        models: per seed the trained network; one as it was drawn where the method trains none.
         summary: the whole of results.json.
     """
 

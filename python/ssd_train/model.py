@@ -47,11 +47,13 @@ class Network(nn.Module):
 
     Attributes:
         kind: its name for `--model`.
+        ignores: settings that do nothing for it; one that is typed gets a word on stderr.
         sparse_grad: whether the gradients of the hidden weights are row-sparse; only `sdmlp` can have it.
         counters: per hidden layer c, how often each neuron was active in training, (R,) int64; none in a dense network.
     """
 
     kind: ClassVar[str]
+    ignores: ClassVar[frozenset[str]] = frozenset()
     sparse_grad = False
     backend: Backend = "auto"
 
@@ -201,6 +203,7 @@ class ReLUMLP(Network):
     """Linear, ReLU, ..., Linear, all with biases: the network of the dense baselines."""
 
     kind = "relu"
+    ignores = frozenset({"k", "k_start", "k_epochs", "topk", "gaba_switch"})
 
     def __init__(self, dim: int, classes: int, neurons: int, *, layers: int = 1) -> None:
         super().__init__()
@@ -254,6 +257,9 @@ def _sorted_rows(top: TopK) -> Rows:
     offsets = torch.zeros(len(values) + 1, dtype=torch.int64, device=values.device)
     torch.cumsum(active.sum(1), 0, out=offsets[1:])
     return Rows(values[active], indices[active], offsets, top.threshold)
+
+
+NETWORKS: dict[str, type[Network]] = {network.kind: network for network in (SDMLP, ReLUMLP)}
 
 
 def build_model(kind: str, *, dim: int, classes: int, neurons: int, layers: int, k: int, gaba_switch: float | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import sys
 import time
 import typing
 from collections.abc import Collection, Sequence
@@ -16,6 +17,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from .config import GENERAL, TrainConfig, dump, from_dict, read_config, recipe_names, recipe_settings
 from .errors import BadInput, bad, say
 from .methods.find import did_you_mean, find_method, method_names, methods_with, option_names
+from .model import NETWORKS
 
 NO_SETTINGS = ("config", "print_config", "method_help")
 PRINT_CONFIG = ("--print_config", "--print-config")
@@ -37,7 +39,19 @@ def parse_run(argv: list[str], changed: dict[str, Any] | None = None) -> TrainCo
         stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(config.data or "run").stem)
         method = re.sub(r"[^A-Za-z0-9_+-]+", "-", config.method)
         config.out = f"runs/{stem}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    _mention_idle(argv, config)
     return config
+
+
+def _mention_idle(argv: list[str], config: TrainConfig) -> None:
+    """A word on stderr about each typed option that the network has no use for.
+
+    No error: one command line is to serve a comparison of methods whose networks differ.
+    """
+    network = NETWORKS.get(config.model or find_method(config.method).models[0])
+    for option in typed_options(argv):
+        if network is not None and option.removeprefix("--").replace("-", "_") in network.ignores:
+            say(f"ssd-train: {option} does nothing here: {config.method} trains a {network.__name__}", file=sys.stderr)
 
 
 def parse_settings(argv: list[str], changed: dict[str, Any] | None = None,

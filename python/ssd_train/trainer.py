@@ -326,7 +326,7 @@ class Trainer:
         self.engine.progress = self.progress
 
     def save_model(self, name: str = "model.safetensors") -> None:
-        """Writes the weights, and in the file's metadata all that `eval` needs."""
+        """Writes the weights, or what the method predicts with instead; in the metadata all that `eval` needs."""
         state = {"config": as_dict(self.config), "version": __version__, "seed": self.progress.seed,
                  "data": self.data.describe(), "order": self.order,
                  "gaba_switch": getattr(self.model, "gaba_switch", None)}  # fmt: skip
@@ -336,4 +336,5 @@ class Trainer:
             write_shards(self.parts, self.folder / name, self.model.state_dict(), state)
         elif self.writes:
             self.folder.mkdir(exist_ok=True)
-            write_tensors(self.folder / name, self.model.state_dict(), state)
+            trained = self.model.state_dict() if self.method.trains_network else self.method.tensors()
+            write_tensors(self.folder / name, trained, state)

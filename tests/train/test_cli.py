@@ -225,8 +225,8 @@ def test_results_schema(finished):
         assert [part["task"] for part in run["loss_parts"]] == [0, 1, 2, 3, 4]
         assert len(run["path_length"]) == 5 and all(length >= 1 for length in run["path_length"])
         assert run["loss_parts"][0]["kd_logits"] == 0 < run["loss_parts"][1]["kd_logits"]
-    assert set(results["environment"]) == {"command", "commit", "version", "torch", "triton", "python", "cpu", "device",
-                                           "backend", "engine", "simd", "threads"}  # fmt: skip
+    assert set(results["environment"]) == {"command", "resumed_by", "commit", "version", "torch", "triton", "python",
+                                           "cpu", "device", "backend", "engine", "simd", "threads"}  # fmt: skip
     assert results["estimator"] and results["config"]["kl"] == "forward"
     check_numbers(results)
     # The matrix and the accuracy tell the same story: 360 test samples, weighted by task.

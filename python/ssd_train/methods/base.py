@@ -49,6 +49,7 @@ class Method:
             class with a `loss` or an `after_step` of its own must say so itself.
         by_neurons: whether it can be trained with `--parallel neurons`, where `context.model` holds a range of the
             neurons and what looks at all of them asks `context.parts`; a class must say so itself, it is not inherited.
+        trains_network: whether the network is trained at all; if not, the model file holds `tensors()` in its place.
         touches_all_rows: whether rows without a gradient move too (a penalty does that), so that all are projected.
         options: the values of `Options` in this run.
 
@@ -62,6 +63,7 @@ class Method:
     ignores: ClassVar[frozenset[str]] = frozenset()
     fused = False
     by_neurons = False
+    trains_network = True
     touches_all_rows = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -41,6 +41,7 @@ class FlyModel(Method):
     """
 
     models = ("relu",)
+    trains_network = False
     parts = ()
     Options = FlyModelOptions
     ignores = frozenset({

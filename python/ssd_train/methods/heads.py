@@ -26,6 +26,7 @@ class Head(Method, ABC):
     """Sums over the samples seen; a subclass solves them for a linear map. A class not seen yet never wins."""
 
     models = ("relu",)
+    trains_network = False
     parts = ()
     ignores = frozenset({
         "epochs", "batch_size", "lr", "momentum", "max_grad_norm", "neurons", "layers", "k", "k_start", "k_epochs",

@@ -18,10 +18,10 @@ from ..checkpoint import remove_stale
 from ..errors import BadInput, bad
 
 LOCK = ".lock"
-OWN = ("config.yaml", "results.json", "metrics.csv", "plots", "checkpoint", "extractor.safetensors", LOCK)
+COMMANDS = "commands.txt"
+OWN = ("config.yaml", COMMANDS, "results.json", "metrics.csv", "plots", "checkpoint", "extractor.safetensors", LOCK)
 
-
-STALE = re.compile(r"\.(.+\.(yaml|json|csv|npz|png|safetensors))\.[^.]+\.tmp")
+STALE = re.compile(r"\.(.+\.(yaml|json|csv|npz|png|txt|safetensors))\.[^.]+\.tmp")
 
 
 def contents(out: Path) -> list[str]:

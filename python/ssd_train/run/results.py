@@ -22,8 +22,10 @@ from ..metrics import accuracy as metrics
 from ..pretrained import describe_pretraining
 from ..sizes import read_text
 from ..trainer import Trainer
+from .folder import COMMANDS
 
 MAX_RESULTS = 1 << 27  # bytes of a results.json
+MAX_COMMANDS = 1 << 20  # bytes of the commands that worked on a run
 SUMMARIZED = ("accuracy", "accuracy_taw", "bwt", "forgetting", "fwt")
 
 
@@ -52,8 +54,22 @@ def one_run(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def summary(config: TrainConfig, data: Dataset, trainers: list[Trainer], argv: list[str]) -> dict[str, Any]:
-    """The whole of results.json."""
+def note_command(out: Path, argv: list[str], write: bool = True) -> list[str]:
+    """Adds this command to those that worked on the folder, one a line, and returns them, the one that began it first.
+
+    A line repeated, as where a run that ended is asked for again, is noted once. write: the file, not the list alone.
+    """
+    path, command = out / COMMANDS, shlex.join(["ssd-train", *argv]).replace("\n", " ")
+    commands = read_text(path, MAX_COMMANDS).splitlines() if path.exists() else []
+    if command not in commands:
+        commands.append(command)
+        if write:
+            write_atomic(path, ("\n".join(commands) + "\n").encode())
+    return commands
+
+
+def summary(config: TrainConfig, data: Dataset, trainers: list[Trainer], commands: list[str]) -> dict[str, Any]:
+    """The whole of results.json. commands: those that worked on the run, the one that began it first."""
     runs = [one_run(t) for t in trainers]
     triples = {name: metrics.triple([run[name] for run in runs]) for name in SUMMARIZED}
     return {
@@ -69,18 +85,19 @@ def summary(config: TrainConfig, data: Dataset, trainers: list[Trainer], argv: l
         "pretraining": describe_pretraining(config),
         "runs": runs,
         "estimator": trainers[0].method.estimator(),
-        "environment": environment(config, trainers[0].engine.name, argv, trainers[0].parts.size),
+        "environment": environment(config, trainers[0].engine.name, commands, trainers[0].parts.size),
     }
 
 
-def environment(config: TrainConfig, engine: str, argv: list[str], processes: int = 1) -> dict[str, Any]:
+def environment(config: TrainConfig, engine: str, commands: list[str], processes: int = 1) -> dict[str, Any]:
     """Where and how the numbers were made."""
     from ssd_kernels import _backend, _native, _source
 
     native, _ = _native.cpu_module()
     device = torch.device(config.device)
     return {
-        "command": shlex.join(["ssd-train", *argv]),
+        "command": commands[0],
+        "resumed_by": commands[1:],
         "commit": _source.commit(),
         "version": __version__,
         "torch": torch.__version__,

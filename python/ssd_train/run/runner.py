@@ -114,10 +114,11 @@ def execute(config: TrainConfig, argv: list[str], stop: Callable[[], bool], quie
                 CheckpointFolder(out / f"seed-{seed}" / "checkpoint").check(identity(config, data, seed))
             if parts.rank == 0:
                 write_atomic(out / "config.yaml", dump(config).encode())
+            commands = results.note_command(out, argv, write=parts.rank == 0)
         with together(group, lambda: {"--out": _stamp(out)}):
             pass  # now the folder is there, and the same one everywhere
         trainers = _train(config, data, claim, stop, quiet, progress, parts)
-        summary = results.summary(config, data, trainers, argv)
+        summary = results.summary(config, data, trainers, commands)
         if group is not None:
             peaks = group.gather(str(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss).encode())
             summary["environment"]["peak_memory"] = [int(peak) for peak in peaks]
