@@ -274,7 +274,7 @@ def killed_at_random(drill: Drill, times: int) -> None:
 
 def killed_at_points(drill: Drill, times: int) -> None:
     for point in POINTS:
-        last = drill.saves + 3  # config.yaml, model, results and curves are written too
+        last = drill.saves + 4  # config.yaml, commands.txt, model, results and curves are written too
         for number in sorted(drill.chance.sample(range(1, last + 1), min(times, last))):
             out = drill.new_folder()
             ended = drill.end(*drill.begin(out, at_point(point, number, kill)))
@@ -289,7 +289,7 @@ def stopped_by_signals(drill: Drill, times: int) -> None:
             def send(number: int = number) -> None:
                 os.kill(os.getpid(), number)
 
-            at = drill.chance.randint(2, drill.saves + 1)  # the first is config.yaml
+            at = drill.chance.randint(3, drill.saves + 2)  # the first are config.yaml and commands.txt
             point = drill.chance.choice(POINTS[:5])
             drill.judge(name, out, drill.end(*drill.begin(out, at_point(point, at, send))), (code, 0))
 

@@ -53,6 +53,10 @@ def test_a_method_that_trains_no_network_saves_none(tmp_path, capsys, method, na
         assert tensors.keys() == names and all(tensor.abs().sum() > 0 for tensor in tensors.values())
         assert state["config"]["method"] == method
     capsys.readouterr()
+    assert cli.main(["report", str(tmp_path), "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["model"] is None and row["epochs"] is None and row["k"] is None
+    assert (row["neurons"] is None) == (method == "ncm")
     assert cli.main(["eval", str(tmp_path)]) == 2
     assert f"{method} predicts with more than its network" in capsys.readouterr().err
 

@@ -6,7 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..errors import bad, say
+from ..errors import BadInput, bad, say
+from ..methods import Method
+from ..methods.find import find_method
 from ..plots import methods_over_tasks
 from ..run import results
 from .formats import FORMATS, render
@@ -61,8 +63,14 @@ def difference(run: dict[str, Any], first: dict[str, Any]) -> dict[str, Any] | N
 
 def _row(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
     config = run["config"]
-    row = {"run": folder.name, "data": run["data"]["name"], "method": run["method"], "model": run["model"]}
-    row |= {"neurons": config["neurons"], "k": config["k"] if run["model"] == "SDMLP" else None}
-    row |= {"epochs": config["epochs"], "kl": config.get("kl") if "ssd" in run["method"] else None}
+    try:
+        method = find_method(run["method"])
+    except BadInput:  # from outside, and not installed here
+        method = Method
+    row = {"run": folder.name, "data": run["data"]["name"], "method": run["method"]}
+    row |= {"model": run["model"] if method.trains_network else None}
+    row |= {name: None if name in method.ignores else config[name] for name in ("neurons", "epochs")}
+    row |= {"k": config["k"] if run["model"] == "SDMLP" else None}
+    row |= {"kl": config.get("kl") if "ssd" in run["method"] else None}
     row |= {"estimator": run["estimator"], "seeds": len(run["seeds"])}
     return row | {key: run[key] for key in METRICS}

@@ -16,15 +16,17 @@ from ..errors import printable
 from ..plots import methods_over_tasks, svg_of
 
 FORMATS = ("table", "markdown", "json", "csv", "latex", "html")
-HEADER = {"run": "run", "data": "data", "method": "method", "model": "model", "neurons": "R", "k": "K",
-          "epochs": "epochs", "kl": "KL", "estimator": "estimator", "seeds": "seeds", "accuracy": "accuracy",
-          "accuracy_taw": "task known", "bwt": "BWT", "forgetting": "forgetting", "fwt": "FWT"}  # fmt: skip
+# What was found comes first: a narrow page shows it without scrolling.
+HEADER = {"run": "run", "method": "method", "accuracy": "accuracy", "accuracy_taw": "task known", "bwt": "BWT",
+          "forgetting": "forgetting", "fwt": "FWT", "seeds": "seeds", "data": "data", "model": "model", "neurons": "R",
+          "k": "K", "epochs": "epochs", "kl": "KL", "estimator": "estimator"}  # fmt: skip
 NOTE = "Mean +- standard deviation over seeds."
 PAIRED = "Difference to {}, seed by seed: mean +- standard error."
 STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem;
   color: #222 }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
 th, td { padding: .35rem .7rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap }
+td.words { white-space: normal; min-width: 14rem }
 td.number { text-align: right; font-variant-numeric: tabular-nums }
 th { border-bottom: 2px solid #888 } caption { text-align: left; color: #555; padding: .3rem 0 }
 svg { max-width: 100%; height: auto }"""
@@ -140,8 +142,9 @@ def _html(rows: list[dict[str, Any]], cells: list[list[str]], paired: list[list[
 
 def _html_table(header: list[str], cells: list[list[str]], note: str) -> str:
     def cell(text: str) -> str:
-        number = text[:1] in "+-0123456789"
-        return f"<td{' class=number' if number else ''}>{html.escape(text)}</td>"
+        number = all(c in "+-.0123456789 " for c in text)
+        kind = " class=number" if number else " class=words" if len(text) > 30 else ""
+        return f"<td{kind}>{html.escape(text)}</td>"
 
     top = "".join(f"<th>{html.escape(name)}</th>" for name in header)
     lines = "\n".join("<tr>" + "".join(map(cell, line)) + "</tr>" for line in cells)
