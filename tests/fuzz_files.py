@@ -170,6 +170,24 @@ def images(folder: Path, chance: random.Random) -> Callable[[], Any]:
     return lambda: data.load(f"images:{folder}")
 
 
+def commands_txt(folder: Path, chance: random.Random) -> Callable[[], Any]:
+    """The commands that worked on a run: odd characters in the text; one case in four breaks its bytes."""
+    path = folder / "commands.txt"
+    text = list("ssd-train run --data digits --neurons 50 --out 'a b'\nssd-train run --resume --out 'a b'\n" * 3)
+    odd = ("", "\n", "\0", "\x1b[2J", "\r", "\u2028", "\x85", "\ufeff", "e" * 999)
+    for _ in range(chance.randint(1, 4)):
+        text[chance.randrange(len(text))] = chance.choice(odd)
+    content = "".join(text).encode()
+    path.write_bytes(changed_bytes(content, chance) if chance.random() < 0.25 else content)
+
+    def note() -> None:
+        command = "ssd-train run --resume"
+        first, again = (results.note_command(folder, command.split()[1:]) for _ in range(2))
+        assert first == again and first.count(command) == 1 and json.dumps(first).isprintable()
+
+    return note
+
+
 class Trained:
     """A small trained run, made once: what checkpoints, models and results are damaged copies of."""
 
@@ -271,7 +289,7 @@ def main() -> int:
         trained = Trained(Path(folder) / "run")
         kinds = {"npz": npz, "safetensors": safetensors, "idx": idx, "cifar": cifar, "images": images,
                  "checkpoint": trained.checkpoint, "metadata": trained.metadata, "results": trained.results_json,
-                 "config": trained.config_yaml}  # fmt: skip
+                 "config": trained.config_yaml, "commands": commands_txt}  # fmt: skip
         print("| files | cases | s of processor | deep | read | wrong |\n|---|---|---|---|---|---|")
         failed = 0
         for name in options.kinds or kinds:

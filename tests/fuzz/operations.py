@@ -6,6 +6,7 @@
 A case is made from its number alone. It ends in one of two ways: the arguments pass the first validation and the result
 of the native kernels is that of the reference; or an exception of a kind that the operation documents. Anything else is
 a finding, and is printed with the number that repeats it. Printed per target: cases, seconds, the share that passed.
+The file is long because it holds a target for every operation.
 """
 
 from __future__ import annotations
@@ -179,6 +180,57 @@ def topk_call(case: Case) -> Callable[[], bool]:
     return call
 
 
+def rows_agree(ours: Rows, theirs: Rows, neurons: int, edge: Tensor) -> bool:
+    """The same entries, but for activations within rounding of the edge, which either may have left out."""
+    shape = (len(ours.offsets) - 1, neurons)
+    if not all(field.device.type == "cpu" for field in (*ours, *theirs)):
+        return all(a.device == b.device and a.dtype == b.dtype for a, b in zip(ours, theirs, strict=True))
+    found, values = torch.zeros(2, *shape, dtype=torch.bool), torch.zeros(2, *shape, dtype=torch.float64)
+    for at, rows in enumerate((ours, theirs)):
+        sample = torch.repeat_interleave(torch.arange(shape[0]), rows.offsets.diff())
+        place = sample * shape[1] + rows.indices.long()
+        assert bool((place.diff() > 0).all()), "indices that do not ascend, or twice the same"
+        found[at, sample, rows.indices.long()] = True
+        values[at, sample, rows.indices.long()] = rows.values.double()
+    one = found[0] != found[1]
+    return agree(values[:, ~one][0].to(ours.values.dtype), values[:, ~one][1].to(ours.values.dtype)) and agree(
+        values.sum(0)[one].to(ours.values.dtype), edge.double().expand(shape)[one].to(ours.values.dtype)
+    )
+
+
+def threshold_linear(case: Case) -> Callable[[], bool]:
+    neurons, inputs, dtype = case.size(30), case.size(), case.dtype()
+    pick = case.chance.choice
+    case.arguments = {
+        "x": case.tensor(case.size(), inputs, dtype=dtype), "weight": case.tensor(neurons, inputs, dtype=dtype),
+        "threshold": pick((0.0, case.chance.random(), case.tensor(neurons, dtype=case.dtype(), low=0))),
+        "bias": pick((None, case.tensor(neurons, dtype=dtype))),
+        "scale": pick((None, case.tensor(neurons, dtype=dtype, low=0.1))),
+    }  # fmt: skip
+
+    def call() -> bool:
+        ours, theirs = (kernels.threshold_linear(**case.arguments, backend=name) for name in ("auto", "reference"))
+        edge = torch.as_tensor(case.arguments["threshold"])
+        same = rows_agree(ours, theirs, len(case.arguments["weight"]), edge)
+        return same and agree(ours.threshold, theirs.threshold)
+
+    return call
+
+
+def batch_topk_linear(case: Case) -> Callable[[], bool]:
+    threshold_linear(case)
+    neurons = len(case.arguments["weight"])
+    del case.arguments["threshold"]
+    case.arguments["k"] = case.chance.randint(1, neurons)
+
+    def call() -> bool:
+        ours, theirs = (kernels.batch_topk_linear(**case.arguments, backend=name) for name in ("auto", "reference"))
+        same = rows_agree(ours, theirs, len(case.arguments["weight"]), ours.threshold[:, None])
+        return same and agree(ours.threshold, theirs.threshold)
+
+    return call
+
+
 def normalize_inputs(case: Case) -> Callable[[], bool]:
     shape, dtype = [case.size() for _ in range(case.chance.randint(1, 3))], case.dtype()
     scale = case.chance.choice((1.0, 1e-3, 1e4) if dtype == torch.float16 else (1.0, 1e-3, 1e20, 1e37))
@@ -339,8 +391,8 @@ def engine(case: Case) -> Callable[[], bool]:
 
 TARGETS: dict[str, Callable[[Case], Callable[[], bool]]] = {
     each.__name__: each for each in (
-        topk_linear, topk_linear_choice, normalize_inputs, gaba_linear, gaba_linear_rows, sparse_linear, sparse_update,
-        distill_loss, distill_hidden, activation_counts, top_n, engine)
+        topk_linear, topk_linear_choice, threshold_linear, batch_topk_linear, normalize_inputs, gaba_linear,
+        gaba_linear_rows, sparse_linear, sparse_update, distill_loss, distill_hidden, activation_counts, top_n, engine)
 }  # fmt: skip
 
 
