@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .._library import register, register_backward
 from ..sparse_linear.ops import like_weight
 from . import cpu, reference
 
@@ -25,10 +26,6 @@ _BWD_ARGUMENTS = (
 _BWD = f"({_BWD_ARGUMENTS}) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)"
 _BWD_ROWS = f"({_BWD_ARGUMENTS}) -> (Tensor grad_x, Tensor rows, Tensor grad_rows, Tensor grad_bias)"
 
-torch.library.define("ssd_kernels::topk_linear_fwd", _FWD)
-torch.library.define("ssd_kernels::topk_linear_bwd", _BWD)
-torch.library.define("ssd_kernels::topk_linear_bwd_rows", _BWD_ROWS)
-
 
 def _native_kernels(backend: str) -> ModuleType:
     """The module of a native backend; that of CUDA is imported by the calls that run it."""
@@ -39,7 +36,6 @@ def _native_kernels(backend: str) -> ModuleType:
     return cuda
 
 
-@torch.library.impl("ssd_kernels::topk_linear_fwd", "default")
 def _fwd(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -88,7 +84,6 @@ def _parts(neurons: int, groups: int) -> list[tuple[int, slice]]:
     return [(first, slice(first, first + each)) for first in range(0, neurons, each)]
 
 
-@torch.library.register_fake("ssd_kernels::topk_linear_fwd")
 def _fwd_fake(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -107,7 +102,6 @@ def _fwd_fake(
     return x.new_empty(*lead, k), x.new_empty(*lead, k, dtype=torch.int32), x.new_empty(lead)
 
 
-@torch.library.impl("ssd_kernels::topk_linear_bwd", "default")
 def _bwd(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     grad_x, grad_weight, grad_bias = _gradients(*arguments)
     weight, need_weight = arguments[2], arguments[9]
@@ -153,7 +147,6 @@ def _gradients(
             raise ValueError(f"topk_linear: backend={backend!r} is not resolved")
 
 
-@torch.library.register_fake("ssd_kernels::topk_linear_bwd")
 def _bwd_fake(
     grad_values: torch.Tensor,
     x: torch.Tensor,
@@ -175,7 +168,6 @@ def _bwd_fake(
     )
 
 
-@torch.library.impl("ssd_kernels::topk_linear_bwd_rows", "default")
 def _bwd_rows(
     grad_values: torch.Tensor,
     x: torch.Tensor,
@@ -219,7 +211,6 @@ def _bwd_rows(
             raise ValueError(f"topk_linear: backend={backend!r} is not resolved")
 
 
-@torch.library.register_fake("ssd_kernels::topk_linear_bwd_rows")
 def _bwd_rows_fake(*_: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     raise RuntimeError(
         "topk_linear: sparse_grad=True: the gradient's shape depends on the data; under torch.compile allowed is False"
@@ -287,14 +278,6 @@ def _backward(ctx: Any, grad_values: torch.Tensor, _grad_indices: Any, _grad_thr
     )
 
 
-def _no_double_backward(ctx: Any, *_: Any) -> tuple:
-    raise RuntimeError("topk_linear: double backward is not implemented")
-
-
-def _save_nothing(ctx: Any, inputs: tuple, output: tuple) -> None:
-    pass
-
-
-torch.library.register_autograd("ssd_kernels::topk_linear_fwd", _backward, setup_context=_setup_context)
-torch.library.register_autograd("ssd_kernels::topk_linear_bwd", _no_double_backward, setup_context=_save_nothing)
-torch.library.register_autograd("ssd_kernels::topk_linear_bwd_rows", _no_double_backward, setup_context=_save_nothing)
+register_backward(f"topk_linear_bwd{_BWD}", _bwd, _bwd_fake)
+register_backward(f"topk_linear_bwd_rows{_BWD_ROWS}", _bwd_rows, _bwd_rows_fake)
+register(f"topk_linear_fwd{_FWD}", _fwd, _fwd_fake, setup_context=_setup_context, backward=_backward)
