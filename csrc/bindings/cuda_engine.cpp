@@ -16,6 +16,7 @@ int64_t sdmlp_blocks(int64_t neurons, int device) {
 }
 
 // A record of the addresses in `fields`, of which each stands under its name in SdmlpSeed; those left out are null.
+// Long because it is one line for each field.
 py::bytes sdmlp_seed(const py::dict& fields) {
   cuda::SdmlpSeed seed = {};
   size_t known = 0;

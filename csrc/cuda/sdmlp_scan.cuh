@@ -98,6 +98,7 @@ SSD_DEVICE void fetch_bits(const SdmlpStep& p, const SdmlpSeed& seed, BitsShared
   }
 }
 
+// Long because the tile's sums stay in registers from the products to the survivors.
 template <int kRows, bool kWide>
 SSD_KERNEL void SSD_LAUNCH_BOUNDS(kBitsThreads, 2)
     sdmlp_scan_kernel(SdmlpStep p, long long part_neurons, long long words, float spread) {

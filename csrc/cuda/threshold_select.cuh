@@ -108,6 +108,7 @@ SSD_DEVICE void write_winners(const Key<T>* keys, int keep, int k, bool inhibiti
   });
 }
 
+// Long because the phases of a block share its keys in shared memory and its barriers.
 template <class T, class S, class O>
 SSD_KERNEL void SSD_LAUNCH_BOUNDS(kSelectThreads, 2) threshold_select_kernel(SelectTask<T, S, O> p) {
   using Group = BlockGroup<kSelectThreads>;

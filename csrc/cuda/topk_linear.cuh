@@ -139,6 +139,7 @@ SSD_DEVICE int cut_row(const ScanTask<S>& p, CutState& s, uint64_t* keys, int co
   return static_cast<int>(kept);
 }
 
+// Long because the tile's sums stay in registers from the products to the survivors.
 template <class S, int kRows, bool kWide>
 SSD_KERNEL void SSD_LAUNCH_BOUNDS(kScanThreads, 1) topk_scan_kernel(ScanTask<S> p) {
   constexpr int kWarpsAcross = kRows == 64 ? 4 : 8, kWide8 = kScanNeurons / kWarpsAcross / 8;

@@ -43,6 +43,7 @@ def _guarded_norm(squares, ACC: tl.constexpr):
     return tl.where(norm < _NORM, _NORM, norm).to(ACC)[:, None]
 
 
+# Long because a row's passes share its registers, and Triton wants a line per argument.
 @triton.jit
 def _sparse_update_kernel(
     weight_ptr,

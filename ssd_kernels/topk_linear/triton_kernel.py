@@ -5,6 +5,8 @@ Work per program: `_scan_kernel` owns a block of samples and one part of the neu
 Memory traffic: W once per block of samples, x once per part; survivors are a few hundred keys per sample and part.
 Determinism: keys are unique and the K + 1 largest are one definite set. Parts, tiles and the order of survivors cannot
 change it; no atomics.
+
+It is long because the scan, what shortens its survivors and the merge share one form of keys.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ std::vector<float> numbers(int64_t count, Random& random, double low = -1) {
 
 bool close(double a, double b, double tolerance = 1e-4) { return std::fabs(a - b) <= tolerance * (1 + std::fabs(b)); }
 
-// h, and from it the rows, their gradients by pairs and by tiles.
+// h, and from it the rows, their gradients by pairs and by tiles: long because each is checked against the one before.
 void test_gaba(int64_t b, int64_t d, int64_t r, int64_t k, double lowest_g, SimdLevel level, int threads,
                Random& random) {
   const std::vector<float> x = numbers(b * d, random), w = numbers(r * d, random);

@@ -47,6 +47,7 @@ struct Case {
   bool relu, inhibition, bias, odd;  // odd: NaN and Inf among the weights
 };
 
+// Long because a case is followed from its inputs to every output and back in one place.
 template <class S>
 void run(Dtype dtype, const Case& c, SimdLevel level, int threads, Random& random) {
   const int64_t x_stride = c.d + 3, w_stride = c.d + 1;

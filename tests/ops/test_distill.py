@@ -1,6 +1,7 @@
 """distill_loss: every contract, on the reference, every native kernel and Triton.
 
-Triton's interpreter takes milliseconds per sample, so its batches and tables are smaller.
+Triton's interpreter takes milliseconds per sample, so its batches and tables are smaller. The file is long because one
+table of cases serves every contract.
 """
 
 import dataclasses

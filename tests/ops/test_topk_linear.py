@@ -1,4 +1,7 @@
-"""topk_linear on the CPU: the native kernels against the reference, and the contracts of the public function."""
+"""topk_linear on the CPU: the native kernels against the reference, and the contracts of the public function.
+
+Long because one table of cases serves all of its contracts.
+"""
 
 from __future__ import annotations
 

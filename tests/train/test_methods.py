@@ -1,4 +1,7 @@
-"""The formulas of every method against the same written out plainly, most of them sample by sample."""
+"""The formulas of every method against the same written out plainly, most of them sample by sample.
+
+It is long because each method has its formula here.
+"""
 
 from __future__ import annotations
 

@@ -230,6 +230,7 @@ void SdmlpTrainer::Impl::gather_rows(const uint8_t* owner, int batch, Agreement*
 }
 
 // The active neurons of every row, ascending, from those of all processes, and the columns of V that they need.
+// It is long because one message is packed and taken apart here, in one order.
 void SdmlpTrainer::Impl::gather_lists(int batch) {
   if (static_cast<int64_t>(touched_slot.size()) != R) touched_slot.assign(R, -1);
   std::vector<int32_t> counts(batch), touched, slots;

@@ -1,7 +1,7 @@
 // Vectors of one instruction set, for the .inl files: include it with SSD_LEVEL defined as generic, avx2, avx512
 // or avx512bf16, whose vectors and dot products are those of avx512, bitwise. Everything lives in ssd::cpu::<level>,
 // because an inline function or a template of std:: compiled here with AVX-512 could be linked into the plain path:
-// these files use neither.
+// these files use neither. It is long because the same vector stands here once for each level, side by side.
 //
 // The canonical dot product. Lane l of one accumulator sums x[d] w[d] for d = l, l + W, l + 2W, ... in that order
 // (a fused multiply-add where the set has one, W lanes a vector), and the lanes are added as a tree: l with l + W/2,

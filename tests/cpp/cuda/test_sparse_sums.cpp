@@ -44,6 +44,7 @@ std::vector<S> numbers(size_t size, test::Random& random, bool nan) {
   return values;
 }
 
+// Long because a case is followed from its inputs to every output and back in one place.
 template <class S>
 void run(int number, cpu::Dtype dtype) {
   using T = cuda::Acc<S>;

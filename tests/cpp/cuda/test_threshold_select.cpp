@@ -46,6 +46,7 @@ bool precedes(T a, T b) {  // in a stable descending sort, NaN first
   return a > b;
 }
 
+// Long because a case is followed from its inputs to every output and back in one place.
 template <class S, class O>
 void run_case(int number, cpu::Dtype score_dtype, cpu::Dtype dtype, const Shape& shape) {
   using T = Acc<S>;

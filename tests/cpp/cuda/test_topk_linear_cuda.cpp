@@ -45,6 +45,7 @@ void fill(int kind, const Shape& shape, std::vector<S>& x, std::vector<S>& weigh
   }
 }
 
+// Long because a case is followed from its inputs to every output and back in one place.
 template <class S>
 void run(int number, cpu::Dtype dtype) {
   test::Random random(static_cast<uint64_t>(number) + 40);
