@@ -32,6 +32,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "csrc/README.md": "native.md",
+    "examples/README.md": "examples.md",
     "ssd_kernels/sae/README.md": "sae.md",
     "python/ssd_train/PAPER.md": "paper.md",
     **{f"ssd_kernels/{name}/README.md": f"operations/{name}.md" for name in OPERATIONS},
