@@ -13,6 +13,7 @@ namespace {
 //   log Z = log n + log1p(sum expm1(h / T) / n),   KL(q || p) = sum q (w - z) + log Z_z - log Z_w   (forward)
 // Where exp would overflow, the largest h / T is taken out of the sum. exp - 1 stands for expm1: log n is there too, so
 // the last digits of a small z are not in log Z anyway.
+// It is long because both passes over the units share the terms that one call of exp_rows made.
 double hidden_distillation(const SdmlpKernels& kernel, const SdmlpTeacher& teacher, int64_t sample,
                            const SdmlpConfig& cfg, double weight, Row& row) {
   const double inverse_t = 1.0 / cfg.temperature;
