@@ -37,7 +37,9 @@ def test_the_stub_of_the_cuda_module_has_the_functions_of_its_bindings():
     calls = re.findall(r'm\.def\(\s*"(\w+)"([^;]*);', source)
     bound = {name: re.findall(r'arg\("(\w+)"\)', rest) for name, rest in calls}
     tree = ast.parse((ROOT / "ssd_kernels" / "_cuda.pyi").read_text())
-    stub = {node.name: [argument.arg for argument in node.args.kwonlyargs] for node in tree.body[1:]}
+    functions = [node.args for node in tree.body if isinstance(node, ast.FunctionDef)]
+    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    stub = {name: [a.arg for a in (*args.args, *args.kwonlyargs)] for name, args in zip(names, functions)}
     assert bound and stub == bound, "run: python tests/native_stub.py _cuda"
 
 

@@ -39,11 +39,10 @@ def parse_run(argv: list[str], changed: dict[str, Any] | None = None) -> TrainCo
         stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(config.data or "run").stem)
         method = re.sub(r"[^A-Za-z0-9_+-]+", "-", config.method)
         config.out = f"runs/{stem}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
-    _mention_idle(argv, config)
     return config
 
 
-def _mention_idle(argv: list[str], config: TrainConfig) -> None:
+def mention_idle(argv: list[str], config: TrainConfig) -> None:
     """A word on stderr about each typed option that the network has no use for.
 
     No error: one command line is to serve a comparison of methods whose networks differ.

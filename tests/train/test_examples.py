@@ -92,6 +92,7 @@ def test_the_installed_method_runs_in_every_command(environment):
     assert "method prototypes" in json.loads((environment.folder / "paper" / "fig6.json").read_text())["title"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_ended_goes_on(environment):
     """Ended by SIGTERM after its first epochs and resumed: the weights of a run that was not, prototypes included."""
     long = ["run", *SIZES, "--epochs", "12", "--eval-every", "12", "--checkpoint-seconds", "0", "--plots", "false"]
@@ -119,6 +120,7 @@ def test_a_sweep_on_a_local_ray(environment):
     assert len(json.loads((environment.folder / "ray" / "sweep.json").read_text())["rows"]) == 2
 
 
+@pytest.mark.slow
 def test_the_study_in_python(environment):
     code = "import runpy; own = runpy.run_path('study.py'); print(own['study'](own['bars'](16), (2,), epochs=1).keys())"
     assert environment.run("-c", code) == "dict_keys([2])\n"
@@ -139,6 +141,7 @@ def test_a_users_code_passes_the_strict_type_check(environment, tmp_path):
     assert '"Result" has no attribute "backward_transfer"' in done.stdout
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_is_kept_without_its_output(tmp_path):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")

@@ -40,7 +40,7 @@ class Prototypes(Method):
         return Loss(total + self.options.replay * replay, parts | {"replay": replay.detach()}, output)
 
     def after_task(self, context: TaskContext) -> None:
-        labels = context.y.unique()
+        labels = torch.tensor(sorted(set(context.y.tolist())))
         means = normalize(torch.stack([context.x[context.y == label].mean(0) for label in labels]))
         if self.prototypes is not None and self.labels is not None:
             means, labels = torch.cat([self.prototypes, means]), torch.cat([self.labels, labels])

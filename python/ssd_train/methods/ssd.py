@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,8 +36,8 @@ class SSDOptions:
     def __post_init__(self) -> None:
         need(0 <= self.alpha <= 1, "alpha", self.alpha, "0 .. 1")
         need(0 <= self.lam <= 1, "lam", self.lam, "0 .. 1")
-        finite = math.isfinite(self.temperature) and self.temperature > 0
-        need(finite, "temperature", self.temperature, "a positive number")
+        # Beyond these its square leaves the range of fp64.
+        need(1e-150 <= self.temperature <= 1e150, "temperature", self.temperature, "1e-150 .. 1e150")
         need(self.n_distill >= 1, "n_distill", self.n_distill, "1 or more")
 
 

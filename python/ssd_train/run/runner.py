@@ -25,6 +25,7 @@ from ..data import Dataset
 from ..engines import fused_reason
 from ..errors import BadInput, bad, say
 from ..methods.find import find_method, method_names
+from ..options import mention_idle
 from ..parallel.group import Group, start, together
 from ..parallel.shards import Shards, Whole
 from ..pretrained import read_pretrained
@@ -73,6 +74,7 @@ def run(config: TrainConfig, argv: list[str]) -> int:
     if first:
         print_summary(summary)
         say(f"written to {config.out}")
+        mention_idle(argv, config)
     return 0
 
 
