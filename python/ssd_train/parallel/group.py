@@ -44,6 +44,7 @@ class Group:
             LostProcess: another one did not come in time.
         """
         import torch.distributed as dist
+        from torch.distributed.rendezvous import rendezvous
 
         given = dict(os.environ if environment is None else environment)
         if missing := [name for name in RANKS if name not in given]:
@@ -54,7 +55,7 @@ class Group:
         self._recent = [deque([0], maxlen=RECENT) for _ in range(self.size)]
         limit = timedelta(seconds=timeout)
         try:
-            self._store, _, _ = next(dist.rendezvous("env://", timeout=limit))
+            self._store, _, _ = next(rendezvous("env://", timeout=limit))
             dist.init_process_group("gloo", store=self._store, rank=self.rank, world_size=self.size, timeout=limit)
         except (RuntimeError, ValueError, dist.DistError) as error:
             raise LostProcess(f"not all of {self.size} processes came within {timeout:g} s ({reason(error)})") from None
