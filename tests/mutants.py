@@ -44,7 +44,9 @@ def killed_by(kill: str, file: str, *changes: tuple[str, str, str]) -> list[Muta
 CERTIFICATES = "csrc/cpu/engine/certificates"
 BOUNDS = "path_gaba_.data(),\n                                       visit->floor,"
 
+TRAINER, DISTILL = "tests/ops/test_sdmlp_trainer.py", "tests/ops/test_distill.py"
 METHODS, CHECKPOINT = "tests/train/test_methods.py", "tests/train/test_checkpoint.py"
+RESUMED = f"{CHECKPOINT}::test_stop_again_and_again"
 OWN, REFUSED = "tests/train/test_own_run.py", "tests/train/test_refused_files.py"
 
 # fmt: off
@@ -117,6 +119,20 @@ MUTANTS = [
         "cpp:test_team", "csrc/cpu/threads/team.cpp",
         ("exception-of-a-chunk-lost", "if (error_) std::rethrow_exception", "if (false) std::rethrow_exception"),
     ),
+    # Kernels: the engine's losses and steps, operations, the check of sparse structs.
+    *killed_by(
+        f"{TRAINER}::test_agrees_with_the_dense_specification", "csrc/cpu/engine/loss.cpp",
+        ("engine-silent-units-forgotten", "std::log(units) + std::log1p(sum / units)", "std::log1p(sum)"),
+        ("engine-ce-not-weighted", "const double scale = ce_weight / batch;", "const double scale = 1.0 / batch;"),
+    ),
+    *killed_by(
+        f"{TRAINER}::test_agrees_with_the_dense_specification", "csrc/cpu/engine/update.cpp",
+        ("engine-clips-the-velocity", "    step = cfg.lr;\n", "    step = cfg.lr * scale;\n"),
+        ("engine-counts-batches", "counts[j] += active;", "counts[j] += 1;"),
+    ),
+    Mutant("rows-in-motion-for-ever", "csrc/cpu/engine/update.cpp", "in_motion[j] = moves || output_moves;",
+           "in_motion[j] = true;",
+           "tests/ops/test_engine_state.py::test_a_resumed_run_with_momentum_is_bitwise_the_same"),
     # Science and training.
     *killed_by(
         f"{METHODS}::test_icarl_s_loss_is_its_formula", "python/ssd_train/methods/icarl.py",
@@ -149,6 +165,30 @@ MUTANTS = [
         ("si-gradient-without-beta", "self.beta * loss.output.logits", "loss.output.logits"),
         ("si-forgets-earlier-tasks", "new + self.quadratic.importance[name] if self.quadratic else new", "new"),
     ),
+    Mutant("mas-online-adds", "python/ssd_train/methods/mas.py", "importance, online, 1 - online)",
+           "importance, online)", f"{METHODS}::test_online_importance_is_one_term"),
+    *killed_by(
+        f"{METHODS}::test_engines_agree_on_penalties", "python/ssd_train/methods/penalized.py",
+        ("penalty-without-its-coefficient", "self.coef * self.quadratic.value(model)", "self.quadratic.value(model)"),
+        ("penalty-of-the-output-at-the-wrong-anchor", 'importance["output_weight"], anchor["output_weight"]',
+         'importance["output_weight"], 0 * anchor["output_weight"]'),
+    ),
+    *killed_by(
+        "tests/train/test_importance.py", "python/ssd_train/importance.py",
+        ("fisher-of-the-true-labels", "return scaled.argmax(1)", "return y"),
+        ("fisher-mean-of-sums", 'reduction="mean" if kind == "mean" else "sum"', 'reduction="sum"'),
+        ("fisher-without-the-label", "d[torch.arange(len(y)), _labels(scaled, y, labels, generator)] -= 1", "pass"),
+        ("merged-penalty-without-its-spread", "old * share * difference.square()", "0 * share * difference.square()"),
+        ("merged-anchor-is-the-latest", "anchor + share * difference, parameter)", "parameter, parameter)"),
+    ),
+    *killed_by(
+        "tests/train/test_agreement.py::test_fp64_training_is_the_oracle", "python/ssd_train/engines.py",
+        ("clipping-to-twice-the-norm", "min(1.0, limit /", "min(1.0, 2 * limit /"),
+    ),
+    Mutant("normalised-before-the-clamp", "python/ssd_train/model.py",
+           "weight.clamp_(min=0)\n            weight /= weight.norm(dim=1, keepdim=True).clamp_min_(EPS)",
+           "weight /= weight.norm(dim=1, keepdim=True).clamp_min_(EPS)\n            weight.clamp_(min=0)",
+           f"{METHODS}::test_engines_agree_on_penalties"),
     *killed_by(
         "tests/train/test_metrics.py", "python/ssd_train/metrics/accuracy.py",
         ("bwt-against-the-first-task", "matrix[last][i], matrix[i][i])", "matrix[last][i], matrix[0][i])"),
@@ -156,6 +196,8 @@ MUTANTS = [
         ("forward-transfer-of-the-same-task", "matrix[i - 1][i], initial[i]", "matrix[i][i], initial[i]"),
         ("deviation-with-ddof-0", "(len(values) - 1))", "len(values))"),
     ),
+    Mutant("distillation-without-T-squared", "ssd_kernels/distill/reference.py", "temperature**2 * terms.sum()",
+           "temperature * terms.sum()", f"{DISTILL}::test_losses_and_gradients_are_those_of_the_oracle -k reference"),
     # Data and files.
     *killed_by(
         f"{CHECKPOINT} -k damaged", "python/ssd_train/checkpoint.py",
@@ -171,6 +213,14 @@ MUTANTS = [
         ("settings-of-the-run-not-compared", "if name not in theirs or theirs[name] != value:",
          "if name not in theirs:"),
     ),
+    Mutant("seed-is-no-part-of-a-run", "python/ssd_train/trainer.py", '"seed": seed, "data\'s', '"data\'s',
+           f"{OWN} -k all_seeds"),
+    Mutant("data-are-no-part-of-a-run", "python/ssd_train/trainer.py", '"data\'s SHA-256": data.sha256, ', "",
+           f"{OWN} -k other_data"),
+    Mutant("folder-not-locked", "python/ssd_train/run/folder.py",
+           "fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", f"{OWN} -k deleted_lock"),
+    Mutant("live-temporary-files-removed", "python/ssd_train/checkpoint.py",
+           "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", f"{OWN} -k only_what_is_stale"),
     Mutant("bombs-expand", "python/ssd_train/sizes.py", "expanded > max(SMALL, RATIO * packed)", "expanded < 0",
            f"{REFUSED} -k bomb"),
     Mutant("a-class-beyond-the-last", "python/ssd_train/data/dataset.py", "int(y_test.max()) >= classes",
@@ -179,6 +229,29 @@ MUTANTS = [
            "torch.isnan(x[start : start + block])", f"{REFUSED} -k not_finite"),
     Mutant("pixels-over-256", "python/ssd_train/data/idx.py", "/ 255 if", "/ 256 if",
            "tests/train/test_data.py -k mnist"),
+    # Bindings and Triton.
+    *killed_by(
+        f"{TRAINER} -k outside_changes", "ssd_kernels/sdmlp_trainer/native.py",
+        ("changes-from-outside-unseen", "if changed or (x is not None", "if (x is not None"),
+    ),
+    *killed_by(
+        "tests/ops/test_sdmlp_arguments.py -k teacher_that_changes", "ssd_kernels/sdmlp_trainer/native.py",
+        ("changed-teacher-not-prepared", " or self._prepared[1] != versions:", ":"),
+    ),
+    Mutant("contents-not-looked-at", "ssd_kernels/_checks.py",
+           'if indices.device.type != "cpu":\n        return\n    module',
+           "if True:\n        return\n    module", "tests/ops/test_distill_arguments.py"),
+    Mutant("shared-memory-accepted", "ssd_kernels/_checks.py", "if rows * columns <= 1:", "if True:",
+           "tests/ops/test_sparse_update.py -k shares_memory"),
+    Mutant("strided-weight-not-written-back", "ssd_kernels/sparse_update/cpu.py",
+           "weight.index_copy_(0, rows, written[rows])", "pass", "tests/ops/test_sparse_update.py -k layouts"),
+    Mutant("clip-above-1", "ssd_kernels/sparse_update/reference.py", "(torch.linalg.vector_norm(grad_rows.double()) "
+           "+ 1e-6)).clamp_max(1.0)", "(torch.linalg.vector_norm(grad_rows.double()) + 1e-6))",
+           "tests/ops/test_sparse_update.py -k clip"),
+    Mutant("triton-counts-zeros", "ssd_kernels/activation_counts/triton_kernel.py", "else values.to(tl.float32) > 0",
+           "else values.to(tl.float32) >= 0", "tests/ops/test_activation_counts.py -k triton"),
+    Mutant("triton-rows-not-clamped", "ssd_kernels/sparse_update/triton_kernel.py",
+           "new = tl.where(new <= 0, 0.0, new)", "new = new + 0.0", "tests/ops/test_sparse_update.py -k triton"),
     # The bf16 preselection.
     *killed_by(
         "cpp:test_preselect", "csrc/cpu/select/scan_bf16.h",
@@ -200,9 +273,11 @@ class Scratch:
             cwd=ROOT, check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
         for name in filter(None, names.split("\0")):
-            if (ROOT / name).is_file():
-                (self.tree / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, self.tree / name)
+            source, copied = ROOT / name, self.tree / name
+            # Not where they are the same, and with the time of now: what was built from a mutant must look old.
+            if source.is_file() and not (copied.is_file() and copied.read_bytes() == source.read_bytes()):
+                copied.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, copied)
         site = folder / "site"
         site.mkdir(exist_ok=True)
         for name, package in (("ssd_kernels", "ssd_kernels"), ("ssd_train", "python/ssd_train")):
