@@ -122,6 +122,10 @@ MUTANTS = [
     # Kernels: the engine's losses and steps, operations, the check of sparse structs.
     *killed_by(
         f"{TRAINER}::test_agrees_with_the_dense_specification", "csrc/cpu/engine/loss.cpp",
+        ("engine-kd-without-T-squared", "row.kd_logits = t * t * kl;", "row.kd_logits = t * kl;"),
+        ("engine-kd-gradient-without-T", "(1 - cfg.lam) * t / batch", "(1 - cfg.lam) / batch"),
+        ("engine-lam-on-the-wrong-side", "(1 - cfg.alpha) * cfg.lam / batch",
+         "(1 - cfg.alpha) * (1 - cfg.lam) / batch"),
         ("engine-silent-units-forgotten", "std::log(units) + std::log1p(sum / units)", "std::log1p(sum)"),
         ("engine-ce-not-weighted", "const double scale = ce_weight / batch;", "const double scale = 1.0 / batch;"),
     ),
@@ -129,10 +133,29 @@ MUTANTS = [
         f"{TRAINER}::test_agrees_with_the_dense_specification", "csrc/cpu/engine/update.cpp",
         ("engine-clips-the-velocity", "    step = cfg.lr;\n", "    step = cfg.lr * scale;\n"),
         ("engine-counts-batches", "counts[j] += active;", "counts[j] += 1;"),
+        ("penalty-of-half-a-row-in-the-norm", "square_norm(dw, D) + kernel.square_norm(dv, Cp);",
+         "square_norm(dw, D);"),
+        ("untouched-rows-not-in-the-norm", "chunk.norm2 += pull_norm2[next];\n}", ";\n}"),
     ),
     Mutant("rows-in-motion-for-ever", "csrc/cpu/engine/update.cpp", "in_motion[j] = moves || output_moves;",
            "in_motion[j] = true;",
            "tests/ops/test_engine_state.py::test_a_resumed_run_with_momentum_is_bitwise_the_same"),
+    *killed_by(
+        "tests/ops/test_distill.py -k far_below", "csrc/cpu/ops/distill/distill.inl",
+        ("largest-unit-never-below-0", "double largest = count < units ? 0 : h[0];", "double largest = 0;"),
+        ("partition-cancels", "large |= u.count == units &&", "large |= false &&"),
+    ),
+    Mutant("exp-never-0", "csrc/cpu/simd/exponential.h", "x[i] < -746.0 ? 0.0 : result", "result",
+           "tests/ops/test_distill.py -k minus_infinity"),
+    *killed_by(
+        "tests/ops/test_distill_arguments.py", "csrc/include/ssd/check_rows.h",
+        ("first-offset-unchecked", "if (offsets[0] != 0) return", "if (false) return"),
+        ("falling-offsets-unchecked", "if (offsets[b + 1] < offsets[b])", "if (false)"),
+        ("last-offset-unchecked", "if (offsets[samples] != count)", "if (false)"),
+        ("index-R-accepted", "(low < 0 || high >= neurons)", "(low < 0 || high > neurons)"),
+    ),
+    Mutant("gaba-threshold-of-K", "csrc/cpu/ops/gaba_linear/gaba_linear.inl", "need_(p.k + 1)", "need_(p.k)",
+           "tests/ops/test_gaba_linear.py::test_forward_is_accurate"),
     # Science and training.
     *killed_by(
         f"{METHODS}::test_icarl_s_loss_is_its_formula", "python/ssd_train/methods/icarl.py",
@@ -184,6 +207,12 @@ MUTANTS = [
     *killed_by(
         "tests/train/test_agreement.py::test_fp64_training_is_the_oracle", "python/ssd_train/engines.py",
         ("clipping-to-twice-the-norm", "min(1.0, limit /", "min(1.0, 2 * limit /"),
+        ("training-counts-nothing", "self.model.count(loss.output.hidden)", "pass"),
+        ("output-not-clamped", "alpha=self.config.lr * scale).clamp_(min=0)", "alpha=self.config.lr * scale)"),
+    ),
+    *killed_by(
+        "tests/train/test_agreement.py::test_fp64_training_is_the_oracle", "python/ssd_train/model.py",
+        ("switch-at-twice-its-count", "* (2.0 / self.gaba_switch) - 1.0", "* (1.0 / self.gaba_switch) - 1.0"),
     ),
     Mutant("normalised-before-the-clamp", "python/ssd_train/model.py",
            "weight.clamp_(min=0)\n            weight /= weight.norm(dim=1, keepdim=True).clamp_min_(EPS)",
@@ -195,6 +224,24 @@ MUTANTS = [
         ("forgetting-from-the-diagonal", "max(column) - column[-1]", "column[0] - column[-1]"),
         ("forward-transfer-of-the-same-task", "matrix[i - 1][i], initial[i]", "matrix[i][i], initial[i]"),
         ("deviation-with-ddof-0", "(len(values) - 1))", "len(values))"),
+        ("task-aware-takes-all-classes", "(own[logits[:, own].argmax(1)] == labels)", "(logits.argmax(1) == labels)"),
+        ("accuracy-is-the-mean-of-tasks", "sum(a * n for a, n in known) / total",
+         "sum(a for a, n in known) / len(known)"),
+    ),
+    *killed_by(
+        f"{METHODS}::test_units_by_frequency_and_entropy", "python/ssd_train/distill.py",
+        ("fewer-units-than-K", "min(max(n, k), len(c))", "min(n, len(c))"),
+        ("silent-units-first", "torch.special.entr(1 - p), torch.inf)", "torch.special.entr(1 - p), -torch.inf)"),
+    ),
+    Mutant("units-by-training-activity", "python/ssd_train/methods/ssd.py",
+           "counts = self.activity(context, context.x)", "counts = context.model.counts",
+           f"{METHODS}::test_units_are_those_active_on_the_task_s_data"),
+    *killed_by(
+        f"{METHODS}::test_ssd_loss_and_its_options", "python/ssd_train/methods/ssd.py",
+        ("ssd-always-forward", "temperature=options.temperature, kl=options.kl,\n            backend",
+         'temperature=options.temperature, kl="forward",\n            backend'),
+        ("ssd-alpha-and-lam-exchanged", "alpha=options.alpha, lam=options.lam,",
+         "alpha=options.lam, lam=options.alpha,"),
     ),
     Mutant("distillation-without-T-squared", "ssd_kernels/distill/reference.py", "temperature**2 * terms.sum()",
            "temperature * terms.sum()", f"{DISTILL}::test_losses_and_gradients_are_those_of_the_oracle -k reference"),
@@ -252,6 +299,8 @@ MUTANTS = [
            "else values.to(tl.float32) >= 0", "tests/ops/test_activation_counts.py -k triton"),
     Mutant("triton-rows-not-clamped", "ssd_kernels/sparse_update/triton_kernel.py",
            "new = tl.where(new <= 0, 0.0, new)", "new = new + 0.0", "tests/ops/test_sparse_update.py -k triton"),
+    Mutant("triton-rows-one-place-on", "ssd_kernels/gaba_linear/triton_kernel.py", "torch.cumsum(counts.flatten(), 0)",
+           "torch.cumsum(counts.flatten(), 0) + 1", "tests/ops/test_triton_gaba_linear.py -k rows"),
     # The bf16 preselection.
     *killed_by(
         "cpp:test_preselect", "csrc/cpu/select/scan_bf16.h",
