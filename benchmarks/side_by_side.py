@@ -38,6 +38,7 @@ def found(out: Path) -> tuple[dict, list[dict]]:
     for entry in results["runs"]:
         for name in ("seconds", "phases"):
             entry.pop(name, None)
+        entry["activity"] = {kind: found["steps"] for kind, found in entry["activity"].items()}
     models = sorted(out.glob("seed-*/model.safetensors"))
     return results, [{name: t.numpy().tobytes() for name, t in read_tensors(m)[0].items()} for m in models]
 
